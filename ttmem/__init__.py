@@ -1,0 +1,36 @@
+"""Exact, live memory statistics of Tenstorrent devices, in shared memory that any process may read."""
+
+from ttmem._version import __version__
+from ttmem.cores import CoreCoord, CoreRange, CoreRangeSet
+from ttmem.errors import (
+    AlreadyPublishedError,
+    CapacityError,
+    CaptureError,
+    ClosedError,
+    CorruptSegmentError,
+    DeviceNotFoundError,
+    InvalidIntervalError,
+    LayoutMismatchError,
+    TtmemError,
+    UnknownIdError,
+)
+from ttmem.model import BufferType, CircularBuffer
+
+__all__ = [
+    "AlreadyPublishedError",
+    "BufferType",
+    "CapacityError",
+    "CaptureError",
+    "CircularBuffer",
+    "ClosedError",
+    "CoreCoord",
+    "CoreRange",
+    "CoreRangeSet",
+    "CorruptSegmentError",
+    "DeviceNotFoundError",
+    "InvalidIntervalError",
+    "LayoutMismatchError",
+    "TtmemError",
+    "UnknownIdError",
+    "__version__",
+]

@@ -1,0 +1,3 @@
+"""The version of ttmem, once."""
+
+__version__ = "0.1.0"
