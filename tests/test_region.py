@@ -278,7 +278,18 @@ def test_a_used_region_without_slots_is_shown_and_warned_of(tmp_path):
     assert "names no process" in region.warnings[0]
 
 
+def test_a_living_slot_without_references_keeps_its_bytes_and_is_warned_of(tmp_path):
+    region = read(tmp_path, version=3, references=0)
+    assert (region.state, figures(region)) == ("idle", (100, 200, 30, 40, 500))
+    assert "living process" in region.warnings[0]
+
+
 # Sentinels
+
+
+def test_a_region_with_only_releasing_slots_is_idle(tmp_path):
+    region = read(tmp_path, version=4, slots={0: slot(-1, values=(100, 200, 30, 40, 500))})
+    assert (region.state, region.processes, figures(region)) == ("idle", (), (0, 0, 0, 0, 0))
 
 
 def test_a_slot_that_is_being_released_is_skipped(tmp_path):
@@ -450,6 +461,24 @@ def test_a_process_of_an_inner_namespace_is_not_called_dead(tmp_path, dead_pid):
     (proc / "7001" / "maps").write_text(f"7f00-7f01 rw-s 00000000 {device} {file.st_ino} {path}\n")
     path = place(tmp_path, build(3, slots={0: slot(dead_pid, name="python")}))
     assert read_region(path, processes=ProcessTable(proc)).processes[0].state == "live"
+
+
+@needs_root
+def test_a_process_in_an_inner_namespace_is_judged_by_its_mapping(tmp_path):
+    path = place(tmp_path, build(3, slots={0: slot(1, name="inner")}))
+    code = (
+        "import mmap, sys\nopen('/proc/self/comm', 'w').write('inner')\nfile = open(sys.argv[1], 'rb')\n"
+        "region = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) if sys.argv[2] == 'map' else None\n"
+        "print(flush=True)\nsys.stdin.readline()"
+    )
+    states = {}
+    for how in ("map", "none"):
+        command = ["unshare", "--pid", "--fork", sys.executable, "-c", code, str(path), how]
+        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as inner:
+            assert inner.stdout.readline() == "\n", "needs unshare --pid, which is not permitted here"
+            states[how] = read_region(path).processes[0].state
+            inner.stdin.close()
+    assert states == {"map": "live", "none": "unknown"}
 
 
 def test_the_drivers_list_proves_a_process_alive(tmp_path):

@@ -22,10 +22,11 @@ class ProcessTable:
     - *Was the pid given out again?* Yes if the process there started after the slot last changed and does not have the
       region mapped; where its mappings cannot be read, its name decides. A name alone proves nothing, for programs
       rename themselves.
-    - *Is the pid from another namespace?* A dead one is, if a process of an inner namespace has that pid and name. A
-      living one is, if it is a kernel thread. In a container nothing is taken for granted: a living process must have
-      the slot's name or the region mapped, and a missing one counts as dead only where /dev/shm is the container's own
-      and the pid is one that the container has given out.
+    - *Is the pid from another namespace?* Yes if a process of an inner namespace has that pid and name, and none here
+      does; or if it is a kernel thread here. Any other living process is taken for the slot's, as TT-Metal itself does:
+      a container's dead process whose pid lives on the host is not found out. In a container nothing is taken for
+      granted: a living process must have the slot's name or the region mapped, and a missing one counts as dead only
+      where /dev/shm is the container's own and the pid is one that the container has given out.
     - *Is it known anyway?* A process that maps the region, or that the Tenstorrent driver lists, is alive.
 
     Args:
@@ -51,7 +52,7 @@ class ProcessTable:
             file: of the region.
         """
         if not self._exists(pid):
-            return self._absent(pid, name, updated_ns, file), None
+            return self._absent(pid, name, updated_ns, file)
         own_namespace = self._in_initial("pid")
         fields = self._stat(pid)
         if fields is None:
@@ -60,8 +61,8 @@ class ProcessTable:
         comm, process_state, threads, flags, start_ns = fields
         status = self._status(pid)
         if (process_state in "ZX" and threads <= 1) or status.get("Tgid", str(pid)) != str(pid):
-            return self._absent(pid, name, updated_ns, file), None
-        user = user_name(int(status["Uid"].split()[0])) if status.get("Uid") else None
+            return self._absent(pid, name, updated_ns, file)
+        user = _user_of(status)
         same_name = name is not None and comm == name
         started_later = updated_ns is not None and _boot_ns() <= updated_ns < start_ns - _CLOCK_SLACK_NS
         if same_name and not started_later:
@@ -72,27 +73,41 @@ class ProcessTable:
         if started_later:
             if mapped is None and same_name:
                 return "live", user
-            return self._absent(pid, name, updated_ns, file), None
+            return self._absent(pid, name, updated_ns, file)
+        inner = self._inner(pid, name, file)
+        if inner is not None:
+            return inner
         if flags & _KERNEL_THREAD_FLAG or not own_namespace:
             return "unknown", None
         return "live", user
 
-    def _absent(self, pid: int, name: str | None, updated_ns: int | None, file: os.stat_result) -> str:
-        for outer_pid, outer_name in self._inner_processes().get(pid, ()):
-            if outer_name == name:
-                return "live" if self._maps(outer_pid, file) else "unknown"
+    def _inner(self, pid: int, name: str | None, file: os.stat_result) -> tuple[str, str | None] | None:
+        """Judge by the processes of inner namespaces; None if none of them has that pid and name."""
+        outer_pids = [outer for outer, outer_name in self._inner_processes().get(pid, ()) if outer_name == name]
+        for outer in outer_pids:
+            if self._maps(outer, file):
+                return "live", _user_of(self._status(outer))
+        return ("unknown", None) if outer_pids else None
+
+    def _absent(
+        self, pid: int, name: str | None, updated_ns: int | None, file: os.stat_result
+    ) -> tuple[str, str | None]:
+        """Judge a pid that the slot's process has not got here: dead, or of another namespace."""
+        inner = self._inner(pid, name, file)
+        if inner is not None:
+            return inner
         if self._in_initial("pid"):
-            return "stale"
+            return "stale", None
         if self._in_initial("ipc") or pid > self._last_pid():
-            return "unknown"
+            return "unknown", None
         first = self._stat(1)
         if first is None or (updated_ns is not None and updated_ns < first[4]):
-            return "unknown"
+            return "unknown", None
         try:
-            shared = os.stat("/dev/shm").st_dev != file.st_dev
+            own = os.stat("/dev/shm").st_dev == file.st_dev
         except OSError:
-            shared = True
-        return "unknown" if shared else "stale"
+            own = False
+        return ("stale" if own else "unknown"), None
 
     @staticmethod
     def _exists(pid: int) -> bool:
@@ -173,6 +188,11 @@ def user_name(uid: int) -> str:
         return pwd.getpwuid(uid).pw_name
     except KeyError:
         return str(uid)
+
+
+def _user_of(status: dict[str, str]) -> str | None:
+    uids = status.get("Uid", "").split()
+    return user_name(int(uids[0])) if uids and uids[0].isdecimal() else None
 
 
 def _read_text(path: Path) -> str:
