@@ -148,7 +148,7 @@ static inline uint64_t ttm_key(uint64_t index) {
     return (z ^ (z >> 31)) | 1u;
 }
 
-static inline uint64_t ttm_mix(uint64_t sum) {
+static inline uint64_t ttm_fold(uint64_t sum) {
     sum ^= sum >> 32;
     sum *= 0xD6E8FEB86659FD93u;
     return sum ^ (sum >> 32);
@@ -158,7 +158,7 @@ static inline uint64_t ttm_mix(uint64_t sum) {
 static inline uint64_t ttm_check(const uint64_t *words, size_t count) {
     uint64_t sum = count;
     for (size_t i = 0; i < count; i++) sum += (words[i] + i) * ttm_key(i);
-    return ttm_mix(sum);
+    return ttm_fold(sum);
 }
 
 /* Keys of a record's words, filled once; records are at most this long. */
@@ -168,7 +168,7 @@ enum { TTM_KEYS = 544 };
 static inline uint64_t ttm_tag(const uint64_t *keys, const uint64_t *words, size_t count, uint64_t place, uint32_t version) {
     uint64_t sum = (place + 1) * 0x9E3779B97F4A7C15u + version * 0xC2B2AE3D27D4EB4Fu;
     for (size_t i = 0; i < count; i++) sum += (words[i] + i) * keys[i];
-    return (uint64_t)version << 32 | (uint32_t)ttm_mix(sum);
+    return (uint64_t)version << 32 | (uint32_t)ttm_fold(sum);
 }
 
 #endif

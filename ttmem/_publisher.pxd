@@ -58,6 +58,18 @@ cdef class Publisher:
     cdef readonly str origin
 
     cdef bint usable(self) except -1
+    cdef void sync_class(self, Intervals plane, uint32_t class_kind, uint32_t ranges_kind, uint32_t slot) noexcept nogil
+    cdef int settle(self) except -1
+    cdef int seat(self, ProgramRow row) except -1
+    cdef int unseat(self, ProgramRow row) except -1
+    cdef int wait(self, ProgramRow row) except -1
+    cdef int publish_omitted(self) except -1
+    cdef int apply(self, Footprint *footprint) except -1
+    cdef PreparedFootprint handle_of(self, ProgramRow row)
+    cdef object take_id(self)
+    cdef bytes all_cores(self)
+    cdef int seat_buffer(self, BufferRow row, object buffer_id, object address, object size_per_bank, str name) except -1
+    cdef int count_kernel(self, object size, object persistent, int change) except -1
     cdef void sync(self) noexcept nogil
     cdef void sync_plane(self, Intervals plane, uint32_t map_kind, uint32_t class_kind, uint32_t ranges_kind) noexcept nogil
     cdef void flush(self) noexcept nogil

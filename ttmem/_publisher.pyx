@@ -94,6 +94,10 @@ def new_canary() -> int:
     return ttm_canary_set()
 
 
+cdef inline uint32_t least(uint32_t a, uint32_t b) noexcept nogil:
+    return a if a < b else b
+
+
 UNKNOWN_L1_LIMIT = 4 * 1024 * 1024
 """How far addresses may reach where the size of L1 is not known, bytes; the largest known L1 has 1.5 MiB."""
 
@@ -287,8 +291,8 @@ cdef class Publisher:
             record[3] = plane.class_lowest(slot)
             ranges = self.block.record(ranges_kind, slot)
             count = plane.class_ranges(slot, found, TTM_RANGES_MAX + 1)
-            ranges[0] = min(count, <uint32_t> TTM_RANGES_MAX) | (<uint64_t> (count > TTM_RANGES_MAX) << 32)
-            memcpy(ranges + 1, found, 8 * min(count, <uint32_t> TTM_RANGES_MAX))
+            ranges[0] = least(count, TTM_RANGES_MAX) | (<uint64_t> (count > TTM_RANGES_MAX) << 32)
+            memcpy(ranges + 1, found, 8 * least(count, TTM_RANGES_MAX))
             # Without memory for the ranges the class says that they are not to be had.
             record[4] = self.block.mark(ranges_kind, slot)
         self.block.mark(class_kind, slot)
@@ -876,7 +880,8 @@ cdef class Publisher:
     cdef bytes all_cores(self):
         mask = self.masks.get(None)
         if mask is None:
-            mask = self.masks[None] = ((1 << self.cb.num_cores) - 1).to_bytes(8 * self.cb.mask_words, "little")
+            cores = <object> self.cb.num_cores
+            mask = self.masks[None] = ((<object> 1 << cores) - 1).to_bytes(8 * self.cb.mask_words, "little")
         return mask
 
     cdef int seat_buffer(self, BufferRow row, object buffer_id, object address, object size_per_bank, str name) except -1:

@@ -9,7 +9,7 @@ Traps
 4. Work is bounded: a fixed number of tries, and no more bytes than a fixed number of images.
 """
 
-from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport INT64_MIN, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc, qsort
 from libc.string cimport memcpy, memset
 
@@ -89,6 +89,14 @@ def _fill_keys():
 
 
 _fill_keys()
+
+
+cdef inline uint64_t least(uint64_t a, uint64_t b) noexcept nogil:
+    return a if a < b else b
+
+
+cdef inline int64_t most(int64_t a, int64_t b) noexcept nogil:
+    return a if a > b else b
 
 
 cdef bint read_exactly(int fd, void *target, uint64_t count, uint64_t offset) noexcept nogil:
@@ -223,6 +231,13 @@ cdef class BlockReading:
 
     def __init__(self, int fd, uint64_t offset, uint64_t file_bytes):
         self.read_header(fd, offset, file_bytes)
+
+    def load(self, int fd, uint64_t offset):
+        """Read the figures of a block whose header was read.
+
+        Raises:
+            CorruptSegmentError: the totals match no checksum, or the file was cut short meanwhile.
+        """
         if self.live:
             self.read_images(fd, offset)
 
@@ -340,15 +355,15 @@ cdef class BlockReading:
             elif kind >= TTM_CB_CLASS:
                 totals = self.line(TTM_TOTALS, TTM_T_TABLES)
                 if kind == TTM_CB_CLASS or kind == TTM_CB_RANGES:
-                    rows = <uint32_t> min(<uint64_t> rows, totals[5])
+                    rows = <uint32_t> least(rows, totals[5])
                 elif kind == TTM_L1_CLASS or kind == TTM_L1_RANGES:
-                    rows = <uint32_t> min(<uint64_t> rows, totals[6])
+                    rows = <uint32_t> least(rows, totals[6])
                 elif kind == TTM_PROGRAMS or kind == TTM_PROGRAM_NAMES:
-                    rows = <uint32_t> min(<uint64_t> rows, totals[0])
+                    rows = <uint32_t> least(rows, totals[0])
                 elif totals[3]:
-                    rows = <uint32_t> min(<uint64_t> rows, rows // 2 + totals[3])
+                    rows = <uint32_t> least(rows, rows // 2 + totals[3])
                 else:
-                    rows = <uint32_t> min(<uint64_t> rows, totals[2])
+                    rows = <uint32_t> least(rows, totals[2])
             else:
                 rows = 1
             self.read_section(fd, image, kind, rows, merge)
@@ -398,9 +413,10 @@ cdef class BlockReading:
         """Tell whether a record matches its tag; an all-zero record was never written and is right."""
         cdef uint32_t last = self.section[kind].words - 1
         cdef uint32_t used = last
+        cdef uint32_t i
         cdef uint64_t tag = record[last]
         if kind == TTM_CB_RANGES or kind == TTM_L1_RANGES:
-            used = <uint32_t> min(record[0] & 0xFFFFFFFF, <uint64_t> min(last - 1, TTM_RANGES_MAX)) + 1
+            used = <uint32_t> least(record[0] & 0xFFFFFFFFu, least(last - 1, TTM_RANGES_MAX)) + 1
         if ttm_tag(keys, record, used, <uint64_t> kind << 32 | index, <uint32_t> (tag >> 32)) == tag:
             return True
         if tag != 0 or kind < TTM_PROGRAMS:
@@ -492,8 +508,8 @@ cdef class BlockReading:
             if not self.valid[TTM_PROGRAMS][i] or <uint32_t> row[1] == 0:
                 continue
             found.append((
-                row[0], self.name(TTM_PROGRAM_NAMES, i), row[1] >> 32, row[2] & 0xFFFFFFFF, row[2] >> 32,
-                row[1] & 0xFFFFFFFF, row[3],
+                row[0], self.name(TTM_PROGRAM_NAMES, i), row[1] >> 32, row[2] & 0xFFFFFFFFu, row[2] >> 32,
+                row[1] & 0xFFFFFFFFu, row[3],
             ))
         return found
 
@@ -542,7 +558,7 @@ cdef class BlockReading:
         if not self.valid[ranges_kind][slot]:
             return -1
         record = self.line(ranges_kind, slot)
-        count = record[0] & 0xFFFFFFFF
+        count = record[0] & 0xFFFFFFFFu
         if record[0] >> 32 or count > TTM_RANGES_MAX or count > self.section[ranges_kind].words - 2:
             return -1
         out[0] = record + 1
@@ -557,7 +573,7 @@ cdef class BlockReading:
             (TTM_CB_MAP, TTM_CB_CLASS, TTM_CB_RANGES), (TTM_L1_MAP, TTM_L1_CLASS, TTM_L1_RANGES)
         ):
             count = self.ranges_at(class_kind, ranges_kind, self.class_at(map_kind, class_kind, x, y), &ranges)
-            answer.append(None if count < 0 else [(ranges[i] & 0xFFFFFFFF, ranges[i] >> 32) for i in range(count)])
+            answer.append(None if count < 0 else [(ranges[i] & 0xFFFFFFFFu, ranges[i] >> 32) for i in range(count)])
         return tuple(answer)
 
 
@@ -598,9 +614,9 @@ cdef uint32_t merge(uint64_t *ranges, uint32_t count) noexcept nogil:
     cdef uint32_t i, kept = 0
     qsort(ranges, count, sizeof(uint64_t), by_begin)
     for i in range(count):
-        if kept and (ranges[i] & 0xFFFFFFFF) <= ranges[kept - 1] >> 32:
+        if kept and (ranges[i] & 0xFFFFFFFFu) <= ranges[kept - 1] >> 32:
             if ranges[i] >> 32 > ranges[kept - 1] >> 32:
-                ranges[kept - 1] = (ranges[kept - 1] & 0xFFFFFFFF) | (ranges[i] >> 32) << 32
+                ranges[kept - 1] = (ranges[kept - 1] & 0xFFFFFFFFu) | (ranges[i] >> 32) << 32
         else:
             ranges[kept] = ranges[i]
             kept += 1
@@ -611,7 +627,7 @@ cdef int64_t covered(const uint64_t *ranges, uint32_t count) noexcept nogil:
     cdef uint32_t i
     cdef int64_t total = 0
     for i in range(count):
-        total += <int64_t> (ranges[i] >> 32) - <int64_t> (ranges[i] & 0xFFFFFFFF)
+        total += <int64_t> (ranges[i] >> 32) - <int64_t> (ranges[i] & 0xFFFFFFFFu)
     return total
 
 
@@ -620,8 +636,8 @@ cdef int64_t common(const uint64_t *a, uint32_t a_count, const uint64_t *b, uint
     cdef uint32_t i = 0, j = 0
     cdef int64_t begin, end, total = 0
     while i < a_count and j < b_count:
-        begin = max(a[i] & 0xFFFFFFFF, b[j] & 0xFFFFFFFF)
-        end = min(a[i] >> 32, b[j] >> 32)
+        begin = most(a[i] & 0xFFFFFFFFu, b[j] & 0xFFFFFFFFu)
+        end = least(a[i] >> 32, b[j] >> 32)
         if end > begin:
             total += end - begin
         if a[i] >> 32 < b[j] >> 32:
@@ -733,7 +749,7 @@ cdef int fill_row(CoreRow *row, list readings, uint32_t count, const int *slots,
                 holders += 1
                 total[plane] += <int64_t> record[0]
                 if plane == 0:
-                    end = max(end, <int64_t> record[2])
+                    end = most(end, <int64_t> record[2])
                 elif lowest < 0 or <int64_t> record[3] < lowest:
                     lowest = <int64_t> record[3]
             if plane == 0:
@@ -758,7 +774,7 @@ cdef int fill_row(CoreRow *row, list readings, uint32_t count, const int *slots,
     row.cb_region_end = -1 if unknown_class[0] else end if total[0] != 0 else base
     top = l1_top if lowest < 0 else lowest
     if unknown_class[0] or unknown_class[1] or top < 0 or row.cb_region_end < 0:
-        row.headroom_bytes = -0x7FFFFFFFFFFFFFFF - 1
+        row.headroom_bytes = INT64_MIN
     else:
         row.headroom_bytes = top - row.cb_region_end
     if total[0] == 0 or total[1] == 0:
