@@ -19,7 +19,7 @@ from ttmem.cores import CoreRangeSet, as_core_range_set
 from ttmem.errors import CaptureError, InvalidIntervalError
 from ttmem.model import BufferType, Geometry
 
-# Python's int() refuses 640 digits at its strictest setting, and ijson's C backend crashes the process where int() refuses.
+# Python's int() may refuse 640 digits and more, and ijson's C backend crashes the process where int() refuses.
 MAX_DIGITS = 512
 """A run of this many digits makes a file unreadable; no field of a capture has more than 20."""
 MAX_RANGES_TEXT = 16384
@@ -85,7 +85,7 @@ class CaptureReader:
         if not self._gzipped:
             return raw
         file = gzip.GzipFile(fileobj=raw)
-        file.myfileobj = raw  # so that closing the one closes the other
+        file.myfileobj = raw  # type: ignore[assignment]  # so that closing the one closes the other
         return file  # type: ignore[return-value]
 
     def nodes(self) -> Iterator[object]:
@@ -190,7 +190,7 @@ def read_integer(value: object) -> int | None:
 
 
 def read_flag(value: object) -> bool | None:
-    """Return a flag that a capture spells as "0", "1", "true", "false", a number or a boolean; None for anything else."""
+    """Return a flag that a capture spells as "0", "1", "true", "false", 0, 1 or a boolean; None for anything else."""
     if isinstance(value, str):
         return {"0": False, "1": True, "false": False, "true": True}.get(value.strip().lower())
     if isinstance(value, (bool, int)) and value in (0, 1):
