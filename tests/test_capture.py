@@ -514,6 +514,12 @@ def test_a_bad_node_is_a_counted_warning_that_names_node_and_field_and_the_rest_
     assert ("node 2" if field == "node" else "node 7") in text
 
 
+def test_a_name_can_always_be_encoded():
+    model, _ = interpret(operation("Op\ud800", laid()))
+    ((name, _),) = model.programs.values()
+    assert name.encode() == b"Op?"
+
+
 def test_a_damaged_program_is_no_cache_hit():
     _, interpreter = interpret([*operation("Op", laid()), *operation("Op", laid(size=-1))])
     assert interpreter.counts.cache_hits == 0

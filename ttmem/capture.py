@@ -10,10 +10,11 @@ import json
 import os
 import zlib
 from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import IO
 
-import ijson
+import ijson  # type: ignore[import-untyped]
 
 from ttmem.cores import CoreRangeSet, as_core_range_set
 from ttmem.errors import CaptureError, InvalidIntervalError
@@ -58,6 +59,7 @@ class CaptureReader:
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = os.fspath(path)
         self._raw: IO[bytes] | None = None
+        self._position_bytes = 0
         try:
             self.size_bytes = os.stat(self.path).st_size
             with open(self.path, "rb") as file:
@@ -76,7 +78,9 @@ class CaptureReader:
     @property
     def position_bytes(self) -> int:
         """How far :meth:`nodes` has read, in bytes of the file on disk (of ``size_bytes``)."""
-        return self._raw.tell() if self._raw is not None and not self._raw.closed else 0
+        if self._raw is not None and not self._raw.closed:
+            self._position_bytes = self._raw.tell()
+        return self._position_bytes
 
     def _open(self, *, track: bool = False) -> IO[bytes]:
         raw = open(self.path, "rb")  # noqa: SIM115 - closed by gzip or by the caller
@@ -96,7 +100,9 @@ class CaptureReader:
         """
         count = 0
         try:
-            with self._open(track=True) as file:
+            with self._open(track=True) as file, ExitStack() as stack:
+                # The last position outlives the file.
+                stack.callback(lambda: self.position_bytes)
                 prefix = "graph.item" if self.is_report else "item"
                 for node in ijson.items(_Checked(_skip_mark(file)), prefix, use_float=True):
                     count += 1
@@ -187,6 +193,12 @@ def read_integer(value: object) -> int | None:
         if text.isascii() and text.removeprefix("-").isdigit():
             return int(text)
     return None
+
+
+def read_text(value: object) -> str | None:
+    """Return a text that can be written as UTF-8; None for anything but text."""
+    # JSON may hold half a surrogate pair, which no publisher could encode.
+    return value.encode("utf-8", "replace").decode("utf-8") if isinstance(value, str) else None
 
 
 def read_flag(value: object) -> bool | None:

@@ -18,6 +18,7 @@ from ttmem.capture import (
     read_device_tensors,
     read_flag,
     read_integer,
+    read_text,
 )
 from ttmem.mesh import (
     BufferAllocated,
@@ -195,8 +196,8 @@ class CaptureInterpreter:
     def _start(self, params: Mapping[str, object], node: Mapping[str, object]) -> None:
         self._settle()
         self._after_end(is_tensor=False)
-        name = params.get("name")
-        if not isinstance(name, str):
+        name = read_text(params.get("name"))
+        if name is None:
             self.warnings.add("missing or no text", "name", self._counter)
             name = ""
         self._frames.append(_Frame(name, _input_keys(node.get("arguments"))))
@@ -207,9 +208,9 @@ class CaptureInterpreter:
     def _end(self, params: Mapping[str, object], node: Mapping[str, object]) -> None:
         self._settle()
         self._after_end(is_tensor=False)
-        name = params.get("name")
+        name = read_text(params.get("name"))
         depth = len(self._frames) - 1
-        if isinstance(name, str):
+        if name is not None:
             while depth > 0 and self._frames[depth].name != name:
                 depth -= 1
         else:
