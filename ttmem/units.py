@@ -58,5 +58,5 @@ def parse_size(text: str) -> int:
             f"cannot read a size from {text!r}: expected a number and B, KiB, MiB, GiB or TiB, as in '64KiB'"
         )
     sign, number, unit = match.groups()
-    size_bytes = math.ceil(Fraction(number.replace("_", "").rstrip(".")) * _FACTORS.get((unit or "").lower(), 1))
+    size_bytes: int = math.ceil(Fraction(number.replace("_", "").rstrip(".")) * _FACTORS.get((unit or "").lower(), 1))
     return -size_bytes if sign == "-" else size_bytes

@@ -15,10 +15,10 @@ from typing import Any, TextIO
 
 from ttmem._version import __version__
 from ttmem.views import fields
-from ttmem.views.cores import METRICS, render_heat_map, render_map
-from ttmem.views.dump import render_devices
+from ttmem.views.cores import METRICS, grid_of, render_heat_map, render_map
+from ttmem.views.dump import grid_text, render_devices
 from ttmem.views.tables import render_list, render_processes, render_programs
-from ttmem.views.text import Screen
+from ttmem.views.text import Screen, clean, wrap
 
 EXIT_DONE, EXIT_NOTHING, EXIT_USAGE, EXIT_CONDITION, EXIT_UNREADABLE = range(5)
 
@@ -81,7 +81,12 @@ def build_parser() -> argparse.ArgumentParser:
     add("--query", metavar="FIELDS", help="these fields, comma-separated, a row for each device; see --help-query")
     add("--format", metavar="FORMAT", help="of --query: csv[,noheader][,nounits]")
     add("--help-query", action="store_true", help="list all fields")
-    add("--fail-if", action="append", metavar="EXPR", help="FIELD OP VALUE[unit]: exit with 3 if true on any device")
+    add(
+        "--fail-if",
+        action="append",
+        metavar="EXPR",
+        help="FIELD OP VALUE[unit]: exit 3 if true on any device",
+    )
     add(
         "-w",
         "--watch",
@@ -113,12 +118,20 @@ def screen_of(stream: TextIO, *, no_color: bool = False) -> Screen:
     )
 
 
+def _write(text: str) -> None:
+    """Write to stdout what its encoding has; a name of a process must not end the command."""
+    encoding = getattr(sys.stdout, "encoding", None) or "ascii"
+    sys.stdout.write(text.encode(encoding, "backslashreplace").decode(encoding))
+    sys.stdout.flush()
+
+
 def _selected(wanted: Sequence[str] | None) -> Callable[[Any], bool] | None:
     """Return the test for ``-d``, or None for all devices."""
     if not wanted:
         return None
     names = [name.strip() for text in wanted for name in text.split(",") if name.strip()]
-    ids, chips = set(), set()
+    ids: set[int] = set()
+    chips: set[int] = set()
     for name in names:
         try:
             (chips if name.lower().startswith("0x") else ids).add(int(name, 0 if name.lower().startswith("0x") else 10))
@@ -175,12 +188,7 @@ def _text(
     if args.cores:
         parts.append("\n".join(render_heat_map(device, screen, metric=args.cores) for device in devices))
     if args.map:
-        x, y = args.map
-        maps = [
-            render_map(device, args.map, snapshot.core_map(x, y), screen)
-            for snapshot, device in zip(snapshots, devices, strict=True)
-        ]
-        parts.append("\n".join(maps))
+        parts.append(_maps(args.map, snapshots, devices, screen))
     if args.processes:
         parts.append(render_processes(devices, screen))
     if args.programs:
@@ -188,6 +196,23 @@ def _text(
     if not parts:
         return render_devices(devices, screen, compact=args.compact or None, now_ns=now_ns)
     return "\n".join(parts)
+
+
+def _maps(core: tuple[int, int], snapshots: Sequence[Any], devices: Sequence[Any], screen: Screen) -> str:
+    """Return the address map of a core of every device.
+
+    Raises:
+        _UsageError: no device has such a core.
+    """
+    boxes = [grid_of(device) for device in devices]
+    inside = [box is None or (box[0] <= core[0] <= box[2] and box[1] <= core[1] <= box[3]) for box in boxes]
+    if not any(inside):
+        grids = ", ".join(sorted({grid_text(device) for device in devices}))
+        raise _UsageError(f"argument --map: core {core[0]},{core[1]} is outside the grid ({grids})")
+    return "\n".join(
+        render_map(device, core, snapshot.core_map(*core) if there else None, screen)
+        for snapshot, device, there in zip(snapshots, devices, inside, strict=True)
+    )
 
 
 class _Dump:
@@ -199,12 +224,17 @@ class _Dump:
         self.header, self.units = fields.parse_format(args.format) if args.format else (True, True)
         self.first = True
         self.told: set[str] = set()
+        self.messages: list[str] | None = None
+        """Where messages go in place of stderr: a screen that is painted over shows them itself."""
 
     def tell(self, text: str) -> None:
         """Say something on stderr; while watching, only once."""
-        if text not in self.told:
-            self.told.add(text)
-            print(f"ttmem-dump: {text}", file=sys.stderr)
+        message = f"ttmem-dump: {clean(text)}"
+        if self.messages is not None:
+            self.messages.append(message)
+        elif message not in self.told:
+            self.told.add(message)
+            print(message, file=sys.stderr)
 
     def render(self, snapshots: Sequence[Any], devices: Sequence[Any], now_ns: int, screen: Screen) -> str:
         """Return what stdout gets."""
@@ -277,28 +307,36 @@ class _Dump:
         return EXIT_NOTHING
 
 
+def _frame(text: str, messages: Sequence[str], screen: Screen) -> str:
+    """Return what repaints the terminal: at most as many lines as it has, each clearing what it covers."""
+    lines = text.splitlines() + [line for message in messages for line in wrap(message, screen)]
+    if screen.height is not None and len(lines) > screen.height:
+        hidden = len(lines) - screen.height + 1
+        lines = [*lines[: screen.height - 1], f"... {hidden} more lines"]
+    return "\x1b[H" + "".join(f"{line}\x1b[K\n" for line in lines) + "\x1b[J"
+
+
 def _watch(dump: _Dump, interval: float, no_color: bool) -> int:
     """Repeat until interrupted: a terminal is painted over, a pipe gets one text after the other."""
     out = sys.stdout
     paint = out.isatty() and not (dump.args.json or dump.args.csv or dump.args.query is not None)
-    code = EXIT_DONE
     due = time.monotonic()
     try:
         while True:
-            text, code = dump.run(screen_of(out, no_color=no_color))
-            if paint:
-                # Each line ends by clearing what was behind it, the last by clearing what was below: no flicker.
-                out.write("\x1b[H" + text.replace("\n", "\x1b[K\n") + "\x1b[J")
-            else:
-                out.write(text)
-            out.flush()
+            screen = screen_of(out, no_color=no_color)
+            dump.messages = [] if paint else None
+            text, code = dump.run(screen)
+            if code == EXIT_CONDITION and paint:
+                # The last screen stays, and what was found goes where a script looks for it.
+                found, dump.messages = dump.messages or [], None
+                _write(_frame(text, (), screen))
+                print(*found, sep="\n", file=sys.stderr)
+                return code
+            _write(_frame(text, dump.messages, screen) if dump.messages is not None else text)
             if code == EXIT_CONDITION:
                 return code
-            due += interval
-            now = time.monotonic()
-            if due < now:
-                due = now
-            time.sleep(due - now)
+            due = max(due + interval, time.monotonic())
+            time.sleep(max(0.0, due - time.monotonic()))
     except KeyboardInterrupt:
         return EXIT_DONE
 
@@ -316,7 +354,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return int(stop.code or 0) if not isinstance(stop.code, str) else EXIT_USAGE
     try:
         if args.help_query:
-            sys.stdout.write(fields.render_help(screen_of(sys.stdout)))
+            _write(fields.render_help(screen_of(sys.stdout)))
             return EXIT_DONE
         _view(args)
         try:
@@ -329,8 +367,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             code = _watch(dump, args.watch, args.no_color)
         else:
             text, code = dump.run(screen_of(sys.stdout, no_color=args.no_color))
-            sys.stdout.write(text)
-        sys.stdout.flush()
+            _write(text)
         return code
     except _UsageError as error:
         parser.print_usage(sys.stderr)
@@ -339,6 +376,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         # The reader (head, grep -q) has what it wants. Python would complain at exit about what is still buffered.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 128 + signal.SIGPIPE
+        return EXIT_DONE
     except KeyboardInterrupt:
         return 128 + signal.SIGINT

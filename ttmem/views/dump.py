@@ -49,7 +49,7 @@ def render_devices(
     if compact:
         return render(compact_lines(devices, screen), screen)
     blocks = [device_lines(device, screen, now_ns=now_ns) for device in devices]
-    lines = [line for i, block in enumerate(blocks) for line in ([(("", ""),)] if i else []) + list(block)]
+    lines = [line for i, block in enumerate(blocks) for line in ([[("", "")]] if i else []) + list(block)]
     if compact is None and len(devices) > 1 and screen.height is not None and len(lines) > screen.height:
         lines = list(compact_lines(devices, screen))
     return render(lines, screen)

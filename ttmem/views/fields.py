@@ -14,7 +14,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
-from typing import Union
+from typing import Any, Union
 
 from ttmem.units import NOT_AVAILABLE, format_mib, parse_size
 from ttmem.views.text import Device, Screen, clean, wrap
@@ -286,7 +286,7 @@ def render_help(screen: Screen) -> str:
     return "\n".join(lines) + "\n"
 
 
-_OPERATORS: dict[str, Callable[[object, object], bool]] = {
+_OPERATORS: dict[str, Callable[[Any, Any], bool]] = {
     "<=": operator.le,
     ">=": operator.ge,
     "==": operator.eq,
@@ -368,8 +368,8 @@ def evaluate(condition: Condition, device: Device) -> tuple[bool, str]:
     value = value_of(condition.field, device)
     if value is None:
         return False, f"{where}: {condition.field.name} is unknown ({NOT_AVAILABLE}); {condition.text!r} is not met"
-    left: object = str(value).lower() if isinstance(value, bool) else value
-    right: object = condition.value
+    left: Any = str(value).lower() if isinstance(value, bool) else value
+    right: Any = condition.value
     if condition.is_percent:
         total_field = _total_of(condition.field)
         total = value_of(total_field, device) if total_field else None

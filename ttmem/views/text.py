@@ -13,7 +13,7 @@ from typing import Any
 
 Piece = tuple[str, str]
 """Text and the name of its style."""
-Line = Sequence[Piece]
+Line = list[Piece]
 Device = Mapping[str, Any]
 """A device object of the contract's JSON."""
 
