@@ -5,9 +5,9 @@ compressed payload. A writer that is killed at any byte loses at most the frame 
 the middle costs the moments up to the next key frame.
 
 What devices show repeats itself: after the same operation, the same cores hold the same bytes. So each piece of a
-device (a member of its JSON object, or one column of its cores) is stored once, when it is first seen after a key
-frame, and later named by a number, for whichever device shows it. Live buffers, which never repeat, stand in key frames
-only.
+device (a member of its JSON object, a figure of that, or one column of its cores) is stored once, when it is first seen
+after a key frame, and later named by a number, for whichever device shows it. Live buffers, which never repeat, stand
+in key frames only.
 
 Layout, integers little-endian:
     header  8 bytes "ttmemrec", u32 version, u32 0
@@ -57,6 +57,10 @@ _CHECKED = 12
 _MARK = b"\xf5TTM"
 _UNKNOWN = np.iinfo(np.int64).min
 _COLUMN = "cores."
+_OBJECT, _LIST = 0, 1
+"""The first byte of a piece that is composed of others; the JSON of any other begins with neither."""
+_DEPTHS = {"memory": 1, "l1_accounting": 1, "processes": 2}
+"""How deep the members of a device are taken apart."""
 _PROGRAM_IDS = "programs.ids"
 _HELD_BACK = frozenset(("cores", "updated_ns", "buffers", "programs"))
 
@@ -127,18 +131,6 @@ def _columns(cores: Any) -> list[tuple[str, bytes]] | None:
             return None
         columns.append((name, np.array([_UNKNOWN if v is None else v for v in values], np.int64).tobytes()))
     return columns if all(len(row) == len(names) for row in cores) else None
-
-
-def _programs(rows: Any) -> list[tuple[str, bytes]]:
-    """Return the pieces of a device's programs: a loop makes the same programs again, but with ids of their own."""
-    if not rows or not all(type(row.get("program_id")) is int for row in rows):
-        return [("programs", _text(rows))]
-    first = rows[0]["program_id"]
-    return [
-        ("programs", _text([{**row, "program_id": 0} for row in rows])),
-        (_PROGRAM_IDS, _text([row["program_id"] - first for row in rows])),
-        (_PROGRAM_IDS, _text(first)),
-    ]
 
 
 def _text(value: Any) -> bytes:
@@ -257,11 +249,15 @@ class RecordingWriter:
         shape: list[tuple[str, ...]] = []
         slots: list[int] = []
         for device in dump.devices:
-            pieces = [(name, _text(value)) for name, value in device.items() if name not in _HELD_BACK]
+            pieces = [
+                (name, self._composed(value, _DEPTHS.get(name, 0), new))
+                for name, value in device.items()
+                if name not in _HELD_BACK
+            ]
             if "updated_ns" in device:
                 pieces.append(("updated_ns", b""))
             if "programs" in device:
-                pieces += _programs(device["programs"])
+                pieces += self._programs(device["programs"], new)
             cores = device.get("cores")
             columns = None if cores is None or not len(cores) else _columns(cores)
             if columns is not None:
@@ -273,6 +269,34 @@ class RecordingWriter:
             shape.append(tuple(name for name, _ in pieces))
             slots += [self._number(piece, new) for _, piece in pieces]
         return tuple(shape), slots
+
+    def _programs(self, rows: Any, new: list[bytes]) -> list[tuple[str, bytes]]:
+        """Return the pieces of a device's programs: a loop makes the same programs again, but with ids of their own."""
+        if not rows or not all(type(row.get("program_id")) is int for row in rows):
+            return [("programs", _text(rows))]
+        first = rows[0]["program_id"]
+        return [
+            ("programs", self._composed([{**row, "program_id": 0} for row in rows], 1, new)),
+            (_PROGRAM_IDS, _text([row["program_id"] - first for row in rows])),
+            (_PROGRAM_IDS, _text(first)),
+        ]
+
+    def _composed(self, value: Any, depth: int, new: list[bytes]) -> bytes:
+        """Return the piece of a value, its members being pieces of their own down to ``depth``.
+
+        Two moments mostly differ in a few figures; what a combination of known ones costs is their numbers.
+        """
+        if depth == 0 or not value or not isinstance(value, (dict, list)):
+            return _text(value)
+        out = bytearray((_OBJECT if isinstance(value, dict) else _LIST,))
+        if isinstance(value, dict):
+            for key, member in value.items():
+                name = _text(str(key)) + b":"
+                _varint(out, self._number(name + self._composed(member, 0, new), new))
+        else:
+            for item in value:
+                _varint(out, self._number(self._composed(item, depth - 1, new), new))
+        return bytes(out)
 
     def _number(self, piece: bytes, new: list[bytes]) -> int:
         number = self._pieces.get(piece)
@@ -325,6 +349,29 @@ class _State:
     like: bytes = b""
     updated: list[int] = field(default_factory=list)
     updated_ns: list[int | None] = field(default_factory=list)
+
+    def value(self, number: int) -> Any:
+        """Return what a piece of JSON says.
+
+        Raises:
+            ValueError: it contradicts itself.
+            IndexError: it names a piece that is not there.
+        """
+        return json.loads(self._joined(number, 0))
+
+    def _joined(self, number: int, depth: int) -> bytes:
+        piece = self.pieces[number]
+        if not piece or piece[0] not in (_OBJECT, _LIST):
+            return piece
+        if depth > 2:
+            raise ValueError("pieces are composed too deeply")
+        reader = _Varints(piece)
+        reader.at = 1
+        parts = []
+        while reader.at < len(piece):
+            parts.append(self._joined(reader.next(), depth + 1))
+        joined = b",".join(parts)
+        return b"{" + joined + b"}" if piece[0] == _OBJECT else b"[" + joined + b"]"
 
     def apply(self, packed: bytes, *, key: bool) -> None:
         """Take the next frame.
@@ -461,10 +508,13 @@ class Recording:
         state = self._at(index)
         devices = []
         first = 0
-        for number, names in enumerate(state.shape):
-            slots = state.slots[first : first + len(names)]
-            first += len(names)
-            devices.append(self._device(state, number, names, slots, cores))
+        try:
+            for number, names in enumerate(state.shape):
+                slots = state.slots[first : first + len(names)]
+                first += len(names)
+                devices.append(self._device(state, number, names, slots, cores))
+        except (ValueError, LookupError, TypeError, RecursionError) as error:
+            raise RecordingError(f"{self.path}: moment {state.index} contradicts itself: {error}") from error
         return Dump(devices, self.times_ns[state.index], state.host)
 
     def core_columns(self, index: int) -> list[dict[str, np.ndarray[Any, Any]]]:
@@ -499,7 +549,7 @@ class Recording:
             begin, stop, kind = self._frames[state.index + 1]
             try:
                 state.apply(self._map[begin:stop], key=kind == KEY_FRAME)
-            except (zlib.error, ValueError, IndexError, RecursionError) as error:
+            except (zlib.error, ValueError, LookupError, TypeError, RecursionError) as error:
                 self._state = _State()
                 raise RecordingError(f"{self.path}: moment {state.index + 1} contradicts itself: {error}") from error
             state.index += 1
@@ -518,18 +568,18 @@ class Recording:
                     values = np.frombuffer(piece, np.int64).tolist()
                     columns[name.removeprefix(_COLUMN)] = [None if value == _UNKNOWN else value for value in values]
             elif name == _PROGRAM_IDS:
-                ids.append(json.loads(piece))
+                ids.append(state.value(slot))
             elif name == "updated_ns":
                 device[name] = state.updated_ns[number]
             elif name == "cores":
                 if cores:
-                    device[name] = json.loads(piece)
+                    device[name] = state.value(slot)
             elif name == "buffers":
                 # Between key frames the buffers are not known, which is not the same as none.
                 if piece != b"null":
-                    device[name] = json.loads(piece)
+                    device[name] = state.value(slot)
             else:
-                device[name] = json.loads(piece)
+                device[name] = state.value(slot)
         if ids:
             for row, offset in zip(device["programs"], ids[0], strict=True):
                 row["program_id"] = ids[1] + offset
