@@ -166,6 +166,76 @@ def test_the_text_of_a_clash_names_everything(capsys):
         assert words in out
 
 
+def replanned(tmp_path, change):
+    """The clash capture, changed: ``change`` gets the list of nodes and returns another."""
+    file = tmp_path / "changed.json"
+    file.write_text(json.dumps(change(json.loads(CLASH.read_text()))))
+    return file
+
+
+def test_with_fewer_live_buffers_the_same_program_does_not_clash(capsys, tmp_path):
+    def change(nodes):
+        return [n for n in nodes if not (n["node_type"] == "buffer_allocate" and (n["params"]["address"]) == 425984)]
+
+    found, _ = answer(capsys, replanned(tmp_path, change), code=0)
+    (row,) = found["programs"]
+    assert row["headroom_bytes"] == 425984 + 131072 - 527552
+
+
+def test_with_more_live_buffers_each_one_that_is_in_the_way_is_named(capsys, tmp_path):
+    def change(nodes):
+        index = next(
+            i for i, n in enumerate(nodes) if n["node_type"] == "buffer_allocate" and n["params"]["address"] == 425984
+        )
+        more = []
+        for number in (1, 2):
+            node = json.loads(json.dumps(nodes[index]))
+            node["params"]["address"] -= number * 131072
+            more.append(node)
+        return nodes[: index + 1] + more + nodes[index + 1 :]
+
+    found, _ = answer(capsys, replanned(tmp_path, change), code=3)
+    (clash,) = found["clashes"]
+    assert clash["l1_lowest_address"] == 163840
+    assert clash["shortfall_bytes"] == 527552 - 163840
+    assert [b["address"] for b in clash["buffers"]] == [163840, 294912, 425984]
+    assert "3 L1 buffers below 527552" in " ".join(clash["advice"])
+
+
+def test_a_hit_that_clashes_is_found_though_it_lays_nothing_out(capsys, tmp_path):
+    def change(nodes):
+        # First the operation without the L1 buffers, ended well; then the buffers; then the operation from the cache.
+        begin = max(
+            i for i, n in enumerate(nodes) if n["node_type"] == "function_start" and "layer_norm" in n["params"]["name"]
+        )
+        last = next(n["counter"] for n in nodes if n["params"] and n["params"].get("name") == "ttnn.layer_norm")
+        operation = [n for n in nodes[begin:] if n["node_type"] != "capture_end"]
+        tensor = {"counter": last, "node_type": "tensor", "params": {}, "connections": []}
+        ended = [
+            tensor,
+            {"counter": 10**6, "node_type": "function_end", "params": {"name": "ttnn.layer_norm"}, "connections": []},
+        ]
+        hit = [n for n in operation if n["node_type"] != "circular_buffer_allocate"]
+        return operation + ended + nodes[:begin] + hit + ended
+
+    found, _ = answer(capsys, replanned(tmp_path, change), code=3)
+    (clash,) = found["clashes"]
+    assert (clash["cb_region_end"], clash["l1_lowest_address"], clash["dispatches"]) == (527552, 425984, 2)
+    assert "threw" not in clash
+
+
+def test_a_program_that_is_tried_again_after_it_threw_is_one_clash():
+    watch = ClashWatch(lambda chip: Geometry())
+    buffers = (CircularBuffer(100, 50, "{[0-0 - 3-3]}"),)
+    for key, address in ((1, 140), (2, 120), (3, 130)):
+        watch.allocate(0, key, BufferType.L1, 4096, address, 64, "weights")
+        watch.lay_out(0, key, buffers, "matmul")
+        watch.threw(0, key)
+        watch.free(0, key)
+    (finding,) = watch.findings()
+    assert (finding.l1_lowest_address, finding.dispatches, finding.threw) == (120, 3, True)
+
+
 # Devices.
 
 

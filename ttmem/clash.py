@@ -247,11 +247,11 @@ class ClashWatch:
         self._programs: dict[tuple[int, int], _Program] = {}
         self._pending: dict[tuple[int, int], _Program] = {}
         self._judged: set[tuple[int, int]] = set()
-        self._thrown: list[Finding] = []
+        self._thrown: dict[tuple[int, str, tuple[CircularBuffer, ...], CoreRange], Finding] = {}
 
     def findings(self) -> list[Finding]:
         """Return one finding for each program and core range, those with the least room first."""
-        found = self._thrown + [f for program in self._programs.values() for f in program.worst.values()]
+        found = [*self._thrown.values(), *(f for program in self._programs.values() for f in program.worst.values())]
         return sorted(found, key=_by_room)
 
     # What follows takes the events.
@@ -312,8 +312,16 @@ class ClashWatch:
     def threw(self, chip: int, program_key: int) -> None:
         """Keep what was judged of a program in whose operation TT-Metal threw."""
         program = self._pending.pop((chip, program_key), None)
-        if program is not None:
-            self._thrown += [_changed(finding, threw=True) for finding in program.worst.values()]
+        if program is None:
+            return
+        for core_range, finding in program.worst.items():
+            # Who tries again has the same program laid out again.
+            key = (chip, program.name, program.circular_buffers, core_range)
+            before = self._thrown.get(key)
+            if before is not None and not _less_room(finding.l1_lowest_address, before):
+                finding = before
+            times = 1 + ((before.dispatches or 0) if before is not None else 0)
+            self._thrown[key] = _changed(finding, threw=True, dispatches=times)
 
     def advance(self, duration_ns: int) -> None:
         """Take no notice of time."""

@@ -167,22 +167,21 @@ def _device(old: Mapping[str, Any] | None, new: Mapping[str, Any] | None, taken_
     one = new if new is not None else old
     assert one is not None
     memory = {kind: Change(_figure(old, kind, name), _figure(new, kind, name)) for kind, name in FIGURES.items()}
-    rows = _rows(old, "programs"), _rows(new, "programs")
+    before, after = _rows(old, "programs"), _rows(new, "programs")
     programs: list[Row] | None = None
     cached = Change(None, None)
-    if rows[0] is not None and rows[1] is not None:
-        counts = [_counts(found) for found in rows]
+    if before is not None and after is not None:
+        counts = [_counts(before), _counts(after)]
         programs = _changed(
             counts[0], counts[1], ("name", "num_cores", "cb_bytes_per_core", "cb_region_end"), ("count",)
         )
         omitted = [(device or {}).get("programs_omitted") or 0 for device in (old, new)]
         cached = Change(*(sum(n for (n,) in c.values()) + o for c, o in zip(counts, omitted, strict=True)))
     people = [_processes(_rows(device, "processes") or ()) for device in (old, new)]
-    held = _rows(old, "buffers"), _rows(new, "buffers")
+    held, holds = _rows(old, "buffers"), _rows(new, "buffers")
     buffers = None
-    if held[0] is not None and held[1] is not None:
-        groups = [_groups(found) for found in held]
-        buffers = _changed(groups[0], groups[1], ("buffer_type", "name"), ("count", "size_bytes"))
+    if held is not None and holds is not None:
+        buffers = _changed(_groups(held), _groups(holds), ("buffer_type", "name"), ("count", "size_bytes"))
     return DeviceDiff(
         one.get("device_id"),
         one.get("asic_id"),
@@ -192,7 +191,7 @@ def _device(old: Mapping[str, Any] | None, new: Mapping[str, Any] | None, taken_
         cached,
         _changed(people[0], people[1], ("pid", "name", "state_before", "state_after"), _PROCESS_FIGURES),
         buffers,
-        _oldest(held[1] or (), taken_ns),
+        _oldest(holds or (), taken_ns),
     )
 
 

@@ -50,6 +50,7 @@ MAX_PAYLOAD_BYTES = 2**30
 _LIKE_BYTES = 32768
 """The end of a key frame's payload that the frames after it are compressed like; zlib looks back no further."""
 
+_ENCODER = json.JSONEncoder(separators=(",", ":"))
 _HEADER = struct.Struct("<8sII")
 _FRAME = struct.Struct("<4sIIB7xQ")
 _CHECKED = 12
@@ -134,7 +135,7 @@ def _columns(cores: Any) -> list[tuple[str, bytes]] | None:
 
 
 def _text(value: Any) -> bytes:
-    return json.dumps(value, separators=(",", ":")).encode()
+    return _ENCODER.encode(value).encode()
 
 
 class RecordingWriter:
@@ -189,6 +190,15 @@ class RecordingWriter:
         os.ftruncate(self._file, size)
         return os.lseek(self._file, size, os.SEEK_SET)
 
+    def key_due(self, taken_ns: int) -> bool:
+        """Tell whether a moment would be written as a key frame, the only one that holds live buffers."""
+        return (
+            self._shape_number < 0
+            or self._since_key >= KEY_FRAMES_APART
+            or not 0 <= taken_ns - self._key_ns < KEY_INTERVAL_NS
+            or len(self._pieces) > MAX_PIECES
+        )
+
     def write(self, dump: Dump, *, key: bool = False) -> int:
         """Append one moment and return the bytes that it took.
 
@@ -197,13 +207,7 @@ class RecordingWriter:
             key: whether to write a key frame, which holds the live buffers too.
         """
         taken_ns = dump.taken_ns or 0
-        key = (
-            key
-            or self._shape_number < 0
-            or self._since_key >= KEY_FRAMES_APART
-            or not 0 <= taken_ns - self._key_ns < KEY_INTERVAL_NS
-            or len(self._pieces) > MAX_PIECES
-        )
+        key = key or self.key_due(taken_ns)
         if key:
             self._forget()
             self._key_ns = taken_ns

@@ -111,6 +111,7 @@ def _text(error: Thrown, lines: Sequence[str], screen: Screen) -> str:
 
 def _judge(dump: Dump, tell: Tell) -> list[Finding]:
     findings = []
+    judged = 0
     for device in dump.devices:
         if device.get("cores") is None or device.get("programs") is None:
             tell(
@@ -118,10 +119,13 @@ def _judge(dump: Dump, tell: Tell) -> list[Finding]:
                 "nothing can be judged; publish it with ttmem.publish, or explain a capture"
             )
             continue
+        judged += 1
         findings += judge_device(device, live_buffers(device.get("buffers") or ()))
         omitted = device.get("programs_omitted")
         if omitted:
             tell(f"device {device.get('device_id')} does not list {omitted} of its programs: they are not judged")
+    if dump.devices and not judged:
+        raise NothingError("no device tells enough to be judged")
     return sorted(findings, key=lambda f: (f.headroom_bytes is None, f.headroom_bytes or 0))
 
 

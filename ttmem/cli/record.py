@@ -96,13 +96,14 @@ def _record(args: argparse.Namespace, tell: Callable[[str], None]) -> int:
         with RecordingWriter(args.output) as recording:
             while True:
                 ending = stopped or (args.duration is not None and due - begin >= args.duration)
-                dump = read_host_for_recording(host, source=args.source)
+                key = ending or recording.key_due(time.time_ns())
+                dump = read_host_for_recording(host, source=args.source, buffers=key)
                 for problem in dump.problems:
                     tell(problem)
                 if not dump.devices and not recording.frames:
                     tell("no device is published yet: recorded as soon as one is")
                 seen = max(seen, len(dump.devices))
-                recording.write(dump, key=ending)
+                recording.write(dump, key=key)
                 if ending:
                     break
                 due += args.interval
