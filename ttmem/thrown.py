@@ -30,8 +30,8 @@ _PATTERNS = {
     r"(?P<cb_region_end>\d+)\)",
     "out_of_memory": r"Out of Memory: Not enough space to allocate (?P<size>\d+) ?B (?P<buffer_type>\w+)(?: buffer)? "
     r"across (?P<num_banks>\d+) banks, where each bank needs to store (?P<needed>\d+) ?B(?:, but bank size is "
-    r"(?:only )?(?P<bank_size>\d+) ?B(?: \(allocated: (?P<allocated>\d+) ?B, free: (?P<free>\d+) ?B, largest free block: "
-    r"(?P<largest_free>\d+) ?B\))?)?",
+    r"(?:only )?(?P<bank_size>\d+) ?B(?: \(allocated: (?P<allocated>\d+) ?B, free: (?P<free>\d+) ?B, largest "
+    r"free block: (?P<largest_free>\d+) ?B\))?)?",
     "global_cb": r"Cannot set to globally allocated buffer\. Circular buffer size (?P<cb_size>\d+) ?B exceeds "
     r"allocated L1 buffer size of (?P<buffer_size>\d+) ?B",
 }
