@@ -164,16 +164,25 @@ class Snapshot:
         answer: dict[str, Any] = {}
         for index, name in enumerate(("cb_ranges", "l1_ranges")):
             lists = [part.reading.core_ranges(x, y)[index] for part in self._live]
-            answer[name] = (
-                None if self._given is not None or any(found is None for found in lists) else _merged(lists)
-            )
+            answer[name] = None if self._given is not None or any(found is None for found in lists) else _merged(lists)
         return answer
 
     def buffers(self) -> list[dict[str, Any]]:
         """Return the live buffers that the writers' tables hold, each with its pid."""
-        names = ("buffer_id", "buffer_type", "size_bytes", "address", "size_per_bank", "allocated_ns", "num_cores", "name")
+        names = (
+            "buffer_id",
+            "buffer_type",
+            "size_bytes",
+            "address",
+            "size_per_bank",
+            "allocated_ns",
+            "num_cores",
+            "name",
+        )
         return [
-            {**dict(zip(names, row, strict=True)), "pid": part.pid} for part in self._live for row in part.reading.buffers()
+            {**dict(zip(names, row, strict=True)), "pid": part.pid}
+            for part in self._live
+            for row in part.reading.buffers()
         ]
 
     # How it is put together
@@ -193,7 +202,16 @@ class Snapshot:
     def _join_geometry(self) -> dict[str, Any]:
         """Take each field from the oldest living writer that knows it; name those that say otherwise."""
         known: dict[str, Any] = dict.fromkeys(
-            ("grid", "arch", "asic_id", "worker_l1_size", "l1_cb_base", "l1_small_size", "dram_size", "trace_region_size")
+            (
+                "grid",
+                "arch",
+                "asic_id",
+                "worker_l1_size",
+                "l1_cb_base",
+                "l1_small_size",
+                "dram_size",
+                "trace_region_size",
+            )
         )
         told_by: dict[str, int] = {}
         warnings = []
@@ -239,9 +257,7 @@ class Snapshot:
             return rows
         return [
             {
-                name: None
-                if (value == UNKNOWN_HEADROOM if name == "headroom_bytes" else value == -1)
-                else value
+                name: None if (value == UNKNOWN_HEADROOM if name == "headroom_bytes" else value == -1) else value
                 for name, value in zip(CORE_FIELDS, row, strict=True)
             }
             for row in self.cores.tolist()
