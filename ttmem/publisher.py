@@ -75,8 +75,8 @@ def publish(
         origin: ``live``, or ``replay`` for figures of another time.
 
     Returns:
-        A context manager. Its :meth:`~Publisher.close`, or the end of the process, withdraws the device. If shared memory
-        is full or closed to this user, it records and publishes nothing, and says so once in the log named ``ttmem``.
+        A context manager. Its :meth:`~Publisher.close`, or the end of the process, withdraws the device. If shared
+        memory is full or closed to this user, it records and publishes nothing, and says so once in the log ``ttmem``.
 
     Raises:
         AlreadyPublishedError: this process publishes the device already.

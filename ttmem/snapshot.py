@@ -225,7 +225,8 @@ class Snapshot:
                     known[name], told_by[name] = value, part.pid
                 elif known[name] != value:
                     warnings.append(
-                        f"process {part.pid} says {name} is {value}, the older process {told_by[name]} says {known[name]}"
+                        f"process {part.pid} says {name} is {value}, "
+                        f"the older process {told_by[name]} says {known[name]}"
                     )
         known["warnings"] = warnings
         return known

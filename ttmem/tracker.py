@@ -23,7 +23,8 @@ class L1Tracker:
 
     Args:
         device_id: the logical id to publish under.
-        geometry: fields of :func:`ttmem.publish`; the grid is taken as 8 x 8 where none is given, so that cores have places.
+        geometry: fields of :func:`ttmem.publish`; the grid is taken as 8 x 8 where none is given, so that cores
+            have places.
     """
 
     def __init__(self, device_id: int = 0, **geometry: Any) -> None:

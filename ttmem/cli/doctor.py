@@ -1,4 +1,4 @@
-"""List every file of ttmem and of TT-Metal in shared memory, what is wrong with each and how to mend it; measure publishing."""
+"""List all files of ttmem and TT-Metal in shared memory, what is wrong and how to mend it; measure what publishing costs."""
 
 from __future__ import annotations
 
