@@ -5,6 +5,7 @@ The set is an int with a bit per byte; nothing is shared with the engine.
 
 from __future__ import annotations
 
+import gc
 import threading
 
 import pytest
@@ -447,6 +448,21 @@ def test_footprints_outlive_what_named_them():
     del prepared
     assert engine.resident_bytes == 10 * NUM_CORES
     del engine
+
+
+def test_a_cycle_of_garbage_takes_footprints_and_engine_in_any_order():
+    class Holder:
+        pass
+
+    for _ in range(10):
+        holder = Holder()
+        holder.me, holder.engine = holder, IntervalEngine(WIDTH, HEIGHT)
+        holder.footprints = [holder.engine.footprint([(0, size, ALL)]) for size in range(5)]
+        holder.peak = holder.engine.peak(holder.footprints)
+        holder.engine.dispatch(holder.peak)
+        holder.engine.add(holder.footprints[2])
+        del holder
+    assert gc.collect() > 0
 
 
 def test_threads_leave_the_figures_of_their_sum():

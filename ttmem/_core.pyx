@@ -169,6 +169,10 @@ cdef class Intervals:
         cdef uint32_t i
         cdef void *entry
         cdef void *following
+        for i in range(self.layer_count):
+            # Peaks stand in no table; whoever else held one has let go of it, since holders keep this object.
+            if self.layers[i].shape & PEAK:
+                self.release(self.layers[i])
         if self.classes != NULL:
             for i in range(self.num_cores):
                 if self.classes[i] != NULL:
@@ -186,10 +190,6 @@ cdef class Intervals:
                 following = (<CoreSet *>entry).next
                 ttm_free(heap, entry)
                 entry = following
-        for i in range(self.layer_count):
-            # Peaks stand in no table; whoever else held one has let go of it, since holders keep this object.
-            if self.layers[i].shape & PEAK:
-                self.release(self.layers[i])
         ttm_pool_trim(&self.pool)
         ttm_free(heap, self.class_of_core)
         ttm_free(heap, self.changed)

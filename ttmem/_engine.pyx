@@ -3,6 +3,7 @@
 A class beside :class:`ttmem._core.Intervals`, because in Cython a C method and a Python method cannot have one name.
 """
 
+cimport cython
 from libc.stdint cimport UINT32_MAX, uint16_t, uint32_t, uint64_t, uintptr_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memset
@@ -45,6 +46,8 @@ DEBUG = bool(TTM_DEBUG_BUILD)
 """Whether the self-check runs after every operation."""
 
 
+# no_gc_clear: a collector that breaks a cycle must not take the engine away before the footprint is released.
+@cython.no_gc_clear
 cdef class PreparedFootprint:
     """A list of CBs, prepared once; made by :meth:`IntervalEngine.footprint` and :meth:`IntervalEngine.peak`."""
 
@@ -83,6 +86,7 @@ cdef class PreparedFootprint:
         return self.footprint.resident
 
 
+@cython.no_gc_clear
 cdef class IntervalEngine:
     """The Python face of :class:`Intervals`, for tests and benchmarks.
 
@@ -102,9 +106,7 @@ cdef class IntervalEngine:
     cdef ttm_lock lock
     cdef dict added                 # address of a footprint -> times added through this face
 
-    def __init__(self, width, height, *, limit=1572864, hash_bits=64):
-        if self.core is not None:
-            raise TypeError("an IntervalEngine is initialised once")
+    def __cinit__(self, width, height, *, limit=1572864, hash_bits=64):
         self.core = Intervals(width, height, limit=limit, hash_bits=hash_bits)
         self.added = {}
 
