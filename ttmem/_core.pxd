@@ -70,6 +70,7 @@ cdef enum:
     PEAK = 0x80000000
     SIZE = 0x3FFFFFFF           # number of ranges or parts, in the same word
     FEW = 64            # ranges that are interned without touching the allocator
+    AHEAD = 8           # ranges whose cover lines are asked for before they are needed
     MIN_BUCKETS = 64    # of an empty hash table
 
 

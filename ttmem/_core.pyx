@@ -58,6 +58,7 @@ cdef extern from "_cover.h" nogil:
     void ttm_pool_trim(ttm_pool *pool)
     int ttm_cover_init(ttm_pool *pool, ttm_cover *cover)
     int ttm_cover_copy(ttm_pool *pool, ttm_cover *copy, const ttm_cover *source)
+    void ttm_cover_prefetch_ranges(const ttm_cover *cover, const uint64_t *ranges, uint32_t count)
     void ttm_cover_free(ttm_pool *pool, ttm_cover *cover)
     int64_t ttm_cover_update(ttm_pool *pool, ttm_cover *cover, uint32_t begin, uint32_t end, int step)
     uint32_t ttm_cover_ranges(const ttm_pool *pool, const ttm_cover *cover, uint64_t *out, uint32_t maximum)
@@ -740,6 +741,9 @@ cdef class Intervals:
         for i in range(cores.num_slots):
             group = self.classes[slots[i]]
             grown = 0
+            # Covers of many classes do not stay in the cache: their lines are fetched while this one is worked on.
+            if i + 1 < cores.num_slots:
+                ttm_cover_prefetch_ranges(&self.classes[slots[i + 1]].cover, ranges, min(count, AHEAD))
             for r in range(count):
                 begin = <uint32_t>ranges[r]
                 end = <uint32_t>(ranges[r] >> 32)
@@ -765,6 +769,8 @@ cdef class Intervals:
         for i in range(slots_done + (1 if ranges_done else 0)):
             group = self.classes[slots[i]]
             grown = 0
+            if i + 1 < slots_done:
+                ttm_cover_prefetch_ranges(&self.classes[slots[i + 1]].cover, ranges, min(footprint.shape, AHEAD))
             for r in range(footprint.shape if i < slots_done else ranges_done):
                 change = ttm_cover_update(&self.pool, &group.cover, <uint32_t>ranges[r], <uint32_t>(ranges[r] >> 32), -1)
                 group.physical += <uint64_t>change

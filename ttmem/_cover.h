@@ -64,7 +64,7 @@ typedef struct {
     ttm_page **page;
 } ttm_cover;
 
-enum { TTM_PAGE_NODE, TTM_KIB_NODE, TTM_CELLS_NODE, TTM_CELL_NODE, TTM_NODE_KINDS, TTM_SPARE_NODES = 64 };
+enum { TTM_PAGE_NODE, TTM_KIB_NODE, TTM_CELLS_NODE, TTM_CELL_NODE, TTM_NODE_KINDS, TTM_SPARE_NODES = 256 };
 
 typedef struct ttm_spare {
     struct ttm_spare *next;
@@ -333,6 +333,32 @@ static inline int64_t ttm_cover_update(ttm_pool *pool, ttm_cover *cover, uint32_
         change += ((after != 0) - (before != 0)) * (0x10000 - (int64_t)cover->sum[i]);
     }
     return change;
+}
+
+/* Ask for the memory that an update at one of its ends will need, without waiting for it. */
+static inline void ttm_cover_prefetch(const ttm_cover *cover, uint32_t at) {
+    const ttm_page *page;
+    const ttm_kib *kib;
+    if (!(at & 0xffff)) return;
+    page = cover->page[at >> TTM_PAGE_SHIFT];
+    if (!page) return;
+    __builtin_prefetch(page, 1);
+    __builtin_prefetch(&page->cover[(at >> 10) & 56], 1);
+    __builtin_prefetch(&page->sum[(at >> 10) & 63], 1);
+    if (!(at & 0x3ff)) return;
+    kib = page->kib[(at >> 10) & 63];
+    if (!kib) return;
+    __builtin_prefetch(kib, 1);
+    __builtin_prefetch(&kib->cover[(at >> 4) & 56], 1);
+    __builtin_prefetch(&kib->sum[(at >> 4) & 63], 1);
+}
+
+static inline void ttm_cover_prefetch_ranges(const ttm_cover *cover, const uint64_t *ranges, uint32_t count) {
+    uint32_t i;
+    for (i = 0; i < count; ++i) {
+        ttm_cover_prefetch(cover, (uint32_t)ranges[i]);
+        ttm_cover_prefetch(cover, (uint32_t)(ranges[i] >> 32));
+    }
 }
 
 static inline void ttm_kib_free(ttm_pool *pool, ttm_kib *kib) {
