@@ -93,6 +93,19 @@ def test_without_devices_json_still_holds_the_object(
     assert "permission denied" in err
 
 
+def test_a_reader_that_fails_is_4_and_json_still_holds_the_object(
+    host: FakeReading, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(source: str = "auto") -> FakeReading:
+        raise PermissionError(13, "Permission denied", "/dev/shm")
+
+    monkeypatch.setattr(sys.modules["ttmem.reader"], "read_host", fail)
+    assert main(["--json"]) == 4
+    out, err = capsys.readouterr()
+    assert json.loads(out)["devices"] == []
+    assert "Permission denied" in err
+
+
 def test_nothing_to_read_says_what_to_do(host: FakeReading, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([]) == 1
     out, err = capsys.readouterr()

@@ -316,7 +316,7 @@ _COLUMNS: tuple[tuple[str, int, int, Callable[[Device], int | None]], ...] = (
     ("Kernels", 11, 7, lambda d: get(d, "memory.kernel.used_bytes")),
     ("L1 Small", 11, 5, lambda d: get(d, "memory.l1_small.used_bytes")),
     ("Trace", 11, 6, lambda d: get(d, "memory.trace.used_bytes")),
-    ("Headroom", 11, 8, _min_headroom),
+    ("Headroom", 12, 8, _min_headroom),
 )
 """Title, columns, rank (the lowest stay on a narrow screen), and the figure."""
 _TOTAL = 9
