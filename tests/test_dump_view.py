@@ -276,6 +276,13 @@ def test_a_map_of_unknown_geometry_calls_nothing_free_below_the_first_range() ->
     assert "free" not in text
 
 
+def test_a_map_calls_no_gap_free_where_not_all_ranges_are_known() -> None:
+    text = render_map(n150(), (0, 0), {"cb_ranges": None, "l1_ranges": [[1454080, 1474560]]}, Screen())
+    assert "CBs N/A" in text
+    assert not re.search("· free", text)
+    assert "N/A, the source" in render_map(n150(), (0, 0), {"cb_ranges": None, "l1_ranges": None}, Screen())
+
+
 def test_cores_without_figures_are_said_to_have_none() -> None:
     assert "N/A" in render_heat_map(tt_metal(), Screen())
     assert "N/A" in render_map(tt_metal(), (0, 0), None, Screen())

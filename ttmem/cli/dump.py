@@ -271,6 +271,7 @@ class _Dump:
             return self.render((), (), now_ns, screen), EXIT_UNREADABLE
         pairs = [(snapshot, snapshot.to_dict()) for snapshot in reading.devices]
         every = [device for _, device in pairs]
+        now_ns = reading.taken_ns
         if self.keep is not None:
             pairs = [pair for pair in pairs if self.keep(pair[1])]
         snapshots, devices = [pair[0] for pair in pairs], [pair[1] for pair in pairs]

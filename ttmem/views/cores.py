@@ -218,6 +218,9 @@ def render_heat_map(device: Device, screen: Screen, *, metric: str = "cb_physica
     return render(heat_map_lines(device, screen, metric=metric), screen)
 
 
+_RANGES = {"cb_ranges": "CBs", "l1_ranges": "L1 buffers"}
+
+
 @dataclass(frozen=True, slots=True)
 class _Range:
     """A part of L1, [begin, end), and what lies there."""
@@ -308,7 +311,7 @@ def map_lines(
         device: the device object.
         core_xy: the core.
         details: ``cb_ranges`` and ``l1_ranges`` of the core, lists of [begin, end) or of [begin, end, names of the
-            programs or buffers behind them]; None is unknown.
+            programs or buffers behind them]; a list that is None is not all known.
         screen: what it is made for.
         rows: the most lines of the drawing.
     """
@@ -318,7 +321,8 @@ def map_lines(
     box = grid_of(device)
     if box is not None and not (box[0] <= x <= box[2] and box[1] <= y <= box[3]):
         return [[*head, (f" core {x},{y} is outside the grid {grid_text(device)}", "warn")]]
-    if details is None or (device.get("cores") is None and not any(details.values())):
+    missing = [what for key, what in _RANGES.items() if (details or {}).get(key) is None]
+    if details is None or len(missing) == len(_RANGES) or (device.get("cores") is None and not any(details.values())):
         return [[*head, (f" core {x},{y}: {NOT_AVAILABLE}, the source does not tell figures per core", "")]]
     ranges, end = _ranges(device, details)
     if end <= 0:
@@ -342,8 +346,11 @@ def map_lines(
                 row.append((screen.keys[part], part))
         lines.append(row)
     lines.append([(pad(f"0x{end:06x}", label), "dim"), ("end of L1" if known else "end of what is known", "dim")])
+    if missing:
+        text = f"{' and '.join(missing)} {NOT_AVAILABLE}: not all of them are known, so no gap is called free"
+        lines += [[(line, "warn")] for line in wrap(text, screen, first="  ", rest="  ")]
     lines.append([("", "")])
-    return lines + _table_lines(parts, ranges, core, layout_of(device).base, screen)
+    return lines + _table_lines(parts, ranges, core, None if missing else layout_of(device).base, screen)
 
 
 def _name_of(part: _Range, ranges: Sequence[_Range], known: bool) -> str:
