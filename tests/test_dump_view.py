@@ -289,6 +289,25 @@ def test_cores_without_figures_are_said_to_have_none() -> None:
     assert "outside the grid 8x8" in render_map(n150(), (8, 0), None, Screen())
 
 
+@pytest.mark.parametrize("width", [40, 50, 60, 65, 70, 80, 100])
+def test_a_heat_map_of_any_width_has_each_figure_once_in_colour_too(width: int) -> None:
+    device = p150()
+    text = render_heat_map(device, Screen(width), metric="headroom")
+    numbers = [int(number) for number in re.findall(r"-?\d+", _grid(text))]
+    wanted = [round(core["headroom_bytes"] / 1024) for core in device["cores"]]
+    assert sorted(numbers) == sorted(wanted)
+    colored = re.sub(r"\x1b\[[\d;]*m", "", render_heat_map(device, Screen(width, color=True), metric="headroom"))
+    bare = re.sub("[░▒▓█!]", " ", _grid(text))
+    assert [row.split() for row in bare.split("\n")] == [row.split() for row in _grid(colored).split("\n")]
+    assert max(map(cell_width, colored.split("\n"))) <= width
+
+
+def _grid(text: str) -> str:
+    """The figures of a heat map without labels, legend and title."""
+    rows = re.findall(r"^ {2,3}\d+ (.*)$", text, re.MULTILINE)
+    return "\n".join(" " + row.rstrip() for row in rows if not row.startswith(("[", "  [")) and "MiB" not in row)
+
+
 def test_an_unknown_grid_is_the_box_of_the_listed_cores() -> None:
     device = n150(grid=None, l1_accounting={})
     device["cores"] = [core for core in device["cores"] if core["x"] in (2, 5) and core["y"] > 4]

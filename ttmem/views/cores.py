@@ -135,14 +135,15 @@ def heat_map_lines(device: Device, screen: Screen, *, metric: str = "cb_physical
         text += ", listed cores only"
     lines = _titled(head, text, screen)
     shades = _UNICODE_SHADES if screen.unicode else _ASCII_SHADES
-    marks = not screen.color
     longest = max([len(_short(v, 1024)) for v in known] + [2 if len(known) == len(cores) else 3])
     columns = x1 - x0 + 1
     room = (screen.width - _LABEL) // columns
-    # A number with a mark and a space; where that does not fit, bands of the grid stand below each other.
-    width = min(max(longest + 3, 6), room) if room >= longest + 2 else longest + 2
+    # A mark, a number and a space; without the mark where that fits, else bands of the grid stand below each other.
+    tight = room == longest + 1
+    width = min(max(longest + 3, 6), room) if room > longest else longest + 2
     ramp = _RAMP[::-1] if metric == "headroom" else _RAMP
-    band = max(1, (screen.width - _LABEL) // width)
+    bands = -(-columns // max(1, (screen.width - _LABEL) // width))
+    band = -(-columns // bands)
     for first in range(x0, x1 + 1, band):
         last = min(x1, first + band - 1)
         lines.append(
@@ -161,21 +162,21 @@ def heat_map_lines(device: Device, screen: Screen, *, metric: str = "cb_physical
                     continue
                 value = core.get(column)
                 number = _short(value, 1024)
-                if marks:
+                if not screen.color:
                     mark = shades[_step(value, scale, len(shades))]
                     if value is not None and value < 0:
                         mark = "!"
-                    row.append((pad(f"{mark}{number} ", width, ">"), ""))
+                    row.append((pad(f"{'' if tight else mark}{number} ", width, ">"), ""))
                 else:
                     style = "dim" if value is None else "alarm"
                     if value is not None and value >= 0:
                         style = _heat(ramp[_step(value, scale, len(ramp))])
-                    row += [(pad(number + " ", width - 1, ">"), style), (" ", "")]
+                    row += [(pad(number if tight else f"{number} ", width - 1, ">"), style), (" ", "")]
             lines.append(row)
-    lines.append(_legend(scale, shades, ramp, screen))
-    lines += [
-        [(text, "dim")] for text in wrap(f"full is {format_bytes(scale)}: {meaning}", screen, first="  ", rest="  ")
-    ]
+    if screen.color or not tight:
+        lines.append(_legend(scale, shades, ramp, screen))
+        full = f"full is {format_bytes(scale)}: {meaning}"
+        lines += [[(text, "dim")] for text in wrap(full, screen, first="  ", rest="  ")]
     lines += [[(text, "")] for text in wrap(_range_text(known, cores, column), screen, first="  ", rest="  ")]
     return lines
 
