@@ -350,12 +350,11 @@ sys.path.insert(0, sys.argv[1])
 from made_devices import n150
 class Snapshot:
     def to_dict(self): return n150()
-module = types.ModuleType("ttmem.reader")
-module.read_host = lambda source="auto": types.SimpleNamespace(
+import ttmem.reader
+from ttmem.cli.dump import main
+ttmem.reader.read_host = lambda source="auto": types.SimpleNamespace(
     devices=[Snapshot()] * 200, problems=[], found=1, taken_ns=1
 )
-sys.modules["ttmem.reader"] = module
-from ttmem.cli.dump import main
 sys.exit(main(sys.argv[2:]))
 """
 

@@ -299,12 +299,13 @@ class Snapshot:
         asic_id = geometry["asic_id"]
         oldest = (self._live or self._parts)[0].reading
         programs, omitted = self._programs()
+        origin = "replay" if all(r.reading.origin == "replay" for r in self._live or self._parts) else "live"
         return {
             "device_id": oldest.device_id,
             "asic_id": None if asic_id is None else f"{asic_id:#x}",
             "arch": geometry["arch"],
             "source": "ttmem",
-            "origin": "replay" if all(r.reading.origin == "replay" for r in self._live or self._parts) else "live",
+            "origin": origin,
             "state": self._state(),
             "grid": None if grid is None else {"x": grid[0], "y": grid[1]},
             "updated_ns": max(updated, default=None),
@@ -320,7 +321,10 @@ class Snapshot:
                     "resident_bytes": self._total(CB, 2),
                     "peak_bytes": self._total(CB, 3),
                 },
-                "kernel": {"used_bytes": self._total(KERNEL, 0), "persistent_bytes": self._total(KERNEL, 1)},
+                # A capture tells nothing of kernels.
+                "kernel": dict.fromkeys(("used_bytes", "persistent_bytes"))
+                if origin == "replay"
+                else {"used_bytes": self._total(KERNEL, 0), "persistent_bytes": self._total(KERNEL, 1)},
             },
             "l1_accounting": self._accounting(cores, size, base, small),
             "cores": None,
@@ -457,7 +461,7 @@ def _process(part: Part) -> dict[str, Any]:
         "l1_small_bytes": word(L1_SMALL),
         "trace_bytes": word(TRACE),
         "cb_physical_bytes": word(CB),
-        "kernel_bytes": word(KERNEL),
+        "kernel_bytes": None if part.reading.origin == "replay" else word(KERNEL),
     }
 
 
