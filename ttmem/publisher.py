@@ -38,6 +38,7 @@ class DisabledPublisher:
     def snapshot(self) -> Snapshot:
         """Return the snapshot of a device on which nothing was recorded."""
         with Publisher(self.device_id, self.geometry) as empty:
+            empty.keep_private()
             return empty.snapshot()
 
     def __enter__(self) -> "DisabledPublisher":
