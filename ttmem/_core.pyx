@@ -743,7 +743,7 @@ cdef class Intervals:
             grown = 0
             # Covers of many classes do not stay in the cache: their lines are fetched while this one is worked on.
             if i + 1 < cores.num_slots:
-                ttm_cover_prefetch_ranges(&self.classes[slots[i + 1]].cover, ranges, min(count, AHEAD))
+                ttm_cover_prefetch_ranges(&self.classes[slots[i + 1]].cover, ranges, min(count, <uint32_t>AHEAD))
             for r in range(count):
                 begin = <uint32_t>ranges[r]
                 end = <uint32_t>(ranges[r] >> 32)
@@ -770,7 +770,7 @@ cdef class Intervals:
             group = self.classes[slots[i]]
             grown = 0
             if i + 1 < slots_done:
-                ttm_cover_prefetch_ranges(&self.classes[slots[i + 1]].cover, ranges, min(footprint.shape, AHEAD))
+                ttm_cover_prefetch_ranges(&self.classes[slots[i + 1]].cover, ranges, min(footprint.shape, <uint32_t>AHEAD))
             for r in range(footprint.shape if i < slots_done else ranges_done):
                 change = ttm_cover_update(&self.pool, &group.cover, <uint32_t>ranges[r], <uint32_t>(ranges[r] >> 32), -1)
                 group.physical += <uint64_t>change

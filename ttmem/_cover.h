@@ -27,14 +27,15 @@ enum { TTM_CELL_SHIFT = 4, TTM_KIB_SHIFT = 10, TTM_PAGE_SHIFT = 16 };
 #define TTM_VECTORIZED
 #endif
 
-typedef struct {
-    uint32_t cover[16];
+typedef struct ttm_cell {
+    struct ttm_cell *next; /* in its block of eight */
     uint32_t refs;
-    uint32_t covered; /* bytes with a count above 0 */
+    uint32_t index; /* 0 to 63 */
+    uint32_t cover[16];
 } ttm_cell;
 
 typedef struct {
-    ttm_cell *cell[64];
+    ttm_cell *block[8]; /* few cells of a kib exist: a list per block of eight is shorter than a table */
 } ttm_cells;
 
 /* Head first: an update reads it, one or two blocks of eight entries, and nothing else of the node. */
@@ -189,22 +190,33 @@ static inline int32_t ttm_cell_update(ttm_cell *cell, uint32_t begin, uint32_t e
         change += (after != 0) - (before != 0);
     }
     cell->refs += (uint32_t)step;
-    cell->covered += (uint32_t)change;
     return change;
 }
 
+static inline const ttm_cell *ttm_cell_find(const ttm_kib *kib, uint32_t i) {
+    const ttm_cell *cell = kib->cells->block[i >> 3];
+    while (cell->index != i) cell = cell->next;
+    return cell;
+}
+
 static inline int32_t ttm_kib_partial(ttm_pool *pool, ttm_kib *kib, uint32_t i, uint32_t begin, uint32_t end, int step) {
-    ttm_cell *cell;
+    ttm_cell *cell, **link;
     int32_t change;
     pool->work++;
     if (!kib->cells) kib->cells = (ttm_cells *)ttm_pool_take(pool, TTM_CELLS_NODE);
-    cell = kib->cells->cell[i];
-    if (!cell) cell = kib->cells->cell[i] = (ttm_cell *)ttm_pool_take(pool, TTM_CELL_NODE);
+    link = &kib->cells->block[i >> 3];
+    while (*link && (*link)->index != i) link = &(*link)->next;
+    if (!*link) {
+        *link = (ttm_cell *)ttm_pool_take(pool, TTM_CELL_NODE);
+        (*link)->index = i;
+    }
+    cell = *link;
     change = ttm_cell_update(cell, begin, end, step);
     kib->sum[i] = (uint8_t)(kib->sum[i] + change);
     kib->cell_refs += (uint32_t)step;
     if (!cell->refs) {
-        kib->cells->cell[i] = NULL;
+        *link = cell->next;
+        cell->index = 0;
         ttm_pool_give(pool, TTM_CELL_NODE, cell);
         if (!kib->cell_refs) {
             ttm_pool_give(pool, TTM_CELLS_NODE, kib->cells);
@@ -362,9 +374,15 @@ static inline void ttm_cover_prefetch_ranges(const ttm_cover *cover, const uint6
 }
 
 static inline void ttm_kib_free(ttm_pool *pool, ttm_kib *kib) {
-    int i;
+    int b;
     if (kib->cells) {
-        for (i = 0; i < 64; ++i) ttm_free(&pool->heap, kib->cells->cell[i]);
+        for (b = 0; b < 8; ++b) {
+            while (kib->cells->block[b]) {
+                ttm_cell *cell = kib->cells->block[b];
+                kib->cells->block[b] = cell->next;
+                ttm_free(&pool->heap, cell);
+            }
+        }
         ttm_free(&pool->heap, kib->cells);
     }
     ttm_free(&pool->heap, kib);
@@ -393,15 +411,22 @@ static inline void *ttm_copy(ttm_pool *pool, const void *source, size_t size) {
 
 static inline ttm_kib *ttm_kib_copy(ttm_pool *pool, const ttm_kib *source) {
     ttm_kib *copy = (ttm_kib *)ttm_copy(pool, source, sizeof *source);
-    int i;
+    const ttm_cell *cell;
+    int b;
     if (!copy || !source->cells) return copy;
     copy->cells = (ttm_cells *)ttm_alloc_zeroed(&pool->heap, sizeof *copy->cells);
-    for (i = 0; copy->cells && i < 64; ++i) {
-        if (!source->cells->cell[i]) continue;
-        copy->cells->cell[i] = (ttm_cell *)ttm_copy(pool, source->cells->cell[i], sizeof(ttm_cell));
-        if (!copy->cells->cell[i]) break;
+    for (b = 0; copy->cells && b < 8; ++b) {
+        for (cell = source->cells->block[b]; cell; cell = cell->next) {
+            ttm_cell *twin = (ttm_cell *)ttm_copy(pool, cell, sizeof *cell);
+            if (!twin) {
+                ttm_kib_free(pool, copy);
+                return NULL;
+            }
+            twin->next = copy->cells->block[b];
+            copy->cells->block[b] = twin;
+        }
     }
-    if (copy->cells && i == 64) return copy;
+    if (copy->cells) return copy;
     ttm_kib_free(pool, copy);
     return NULL;
 }
@@ -479,7 +504,7 @@ static inline int ttm_walk_kib(ttm_walk *walk, const ttm_kib *kib, uint32_t base
         if (kib->cover[i] || kib->sum[i] == 16) {
             if (ttm_walk_piece(walk, base, base + 16)) return 1;
         } else if (kib->sum[i]) {
-            const ttm_cell *cell = kib->cells->cell[i];
+            const ttm_cell *cell = ttm_cell_find(kib, i);
             for (b = 0; b < 16; ++b) if (cell->cover[b] && ttm_walk_piece(walk, base + b, base + b + 1)) return 1;
         }
     }
@@ -550,7 +575,7 @@ static inline uint32_t ttm_cover_end(const ttm_pool *pool, const ttm_cover *cove
     while (!kib->cover[j] && !kib->sum[j]) --j;
     base += j << TTM_CELL_SHIFT;
     if (kib->cover[j]) return base + 16;
-    cell = kib->cells->cell[j];
+    cell = ttm_cell_find(kib, j);
     while (!cell->cover[b]) --b;
     return base + b + 1;
 }
@@ -580,7 +605,7 @@ static inline uint32_t ttm_cover_lowest(const ttm_pool *pool, const ttm_cover *c
     while (!kib->cover[j] && !kib->sum[j]) ++j;
     base += j << TTM_CELL_SHIFT;
     if (kib->cover[j]) return base;
-    cell = kib->cells->cell[j];
+    cell = ttm_cell_find(kib, j);
     while (!cell->cover[b]) ++b;
     return base + b;
 }
