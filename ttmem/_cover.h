@@ -27,26 +27,25 @@ enum { TTM_CELL_SHIFT = 4, TTM_KIB_SHIFT = 10, TTM_PAGE_SHIFT = 16 };
 #define TTM_VECTORIZED
 #endif
 
-typedef struct ttm_cell {
-    struct ttm_cell *next; /* in its block of eight */
-    uint32_t refs;
-    uint32_t index; /* 0 to 63 */
+typedef struct {
     uint32_t cover[16];
+    uint32_t refs;
+    uint32_t unused;
 } ttm_cell;
 
 typedef struct {
-    ttm_cell *block[8]; /* few cells of a kib exist: a list per block of eight is shorter than a table */
+    ttm_cell *cell[8];
 } ttm_cells;
 
 /* Head first: an update reads it, one or two blocks of eight entries, and nothing else of the node. */
 typedef struct {
     uint32_t block[8];    /* cover counts of eight cells at once */
     uint8_t block_sum[8]; /* bytes covered in the block by its cells, 0 to 128 */
-    ttm_cells *cells;     /* NULL while no range has an end inside a cell */
     uint32_t refs;
-    uint32_t cell_refs; /* range ends inside cells */
+    uint32_t unused;
     uint32_t cover[64];
-    uint8_t sum[64]; /* 0 to 16 */
+    uint8_t sum[64];     /* 0 to 16 */
+    ttm_cells *cells[8]; /* of each block; few exist, so that one table of 64 would be mostly empty */
 } ttm_kib;
 
 typedef struct {
@@ -193,34 +192,23 @@ static inline int32_t ttm_cell_update(ttm_cell *cell, uint32_t begin, uint32_t e
     return change;
 }
 
-static inline const ttm_cell *ttm_cell_find(const ttm_kib *kib, uint32_t i) {
-    const ttm_cell *cell = kib->cells->block[i >> 3];
-    while (cell->index != i) cell = cell->next;
-    return cell;
-}
-
 static inline int32_t ttm_kib_partial(ttm_pool *pool, ttm_kib *kib, uint32_t i, uint32_t begin, uint32_t end, int step) {
-    ttm_cell *cell, **link;
-    int32_t change;
+    ttm_cells *cells = kib->cells[i >> 3];
+    ttm_cell *cell;
+    int32_t change, k;
     pool->work++;
-    if (!kib->cells) kib->cells = (ttm_cells *)ttm_pool_take(pool, TTM_CELLS_NODE);
-    link = &kib->cells->block[i >> 3];
-    while (*link && (*link)->index != i) link = &(*link)->next;
-    if (!*link) {
-        *link = (ttm_cell *)ttm_pool_take(pool, TTM_CELL_NODE);
-        (*link)->index = i;
-    }
-    cell = *link;
+    if (!cells) cells = kib->cells[i >> 3] = (ttm_cells *)ttm_pool_take(pool, TTM_CELLS_NODE);
+    cell = cells->cell[i & 7];
+    if (!cell) cell = cells->cell[i & 7] = (ttm_cell *)ttm_pool_take(pool, TTM_CELL_NODE);
     change = ttm_cell_update(cell, begin, end, step);
     kib->sum[i] = (uint8_t)(kib->sum[i] + change);
-    kib->cell_refs += (uint32_t)step;
     if (!cell->refs) {
-        *link = cell->next;
-        cell->index = 0;
+        cells->cell[i & 7] = NULL;
         ttm_pool_give(pool, TTM_CELL_NODE, cell);
-        if (!kib->cell_refs) {
-            ttm_pool_give(pool, TTM_CELLS_NODE, kib->cells);
-            kib->cells = NULL;
+        for (k = 0; k < 8 && !cells->cell[k]; ++k) {}
+        if (k == 8) {
+            kib->cells[i >> 3] = NULL;
+            ttm_pool_give(pool, TTM_CELLS_NODE, cells);
         }
     }
     if (kib->cover[i]) return 0;
@@ -363,6 +351,7 @@ static inline void ttm_cover_prefetch(const ttm_cover *cover, uint32_t at) {
     __builtin_prefetch(kib, 1);
     __builtin_prefetch(&kib->cover[(at >> 4) & 56], 1);
     __builtin_prefetch(&kib->sum[(at >> 4) & 63], 1);
+    if (at & 15) __builtin_prefetch(&kib->cells[(at >> 7) & 7], 1);
 }
 
 static inline void ttm_cover_prefetch_ranges(const ttm_cover *cover, const uint64_t *ranges, uint32_t count) {
@@ -374,17 +363,9 @@ static inline void ttm_cover_prefetch_ranges(const ttm_cover *cover, const uint6
 }
 
 static inline void ttm_kib_free(ttm_pool *pool, ttm_kib *kib) {
-    int b;
-    if (kib->cells) {
-        for (b = 0; b < 8; ++b) {
-            while (kib->cells->block[b]) {
-                ttm_cell *cell = kib->cells->block[b];
-                kib->cells->block[b] = cell->next;
-                ttm_free(&pool->heap, cell);
-            }
-        }
-        ttm_free(&pool->heap, kib->cells);
-    }
+    int i;
+    for (i = 0; i < 64; ++i) if (kib->cells[i >> 3]) ttm_free(&pool->heap, kib->cells[i >> 3]->cell[i & 7]);
+    for (i = 0; i < 8; ++i) ttm_free(&pool->heap, kib->cells[i]);
     ttm_free(&pool->heap, kib);
 }
 
@@ -412,23 +393,24 @@ static inline void *ttm_copy(ttm_pool *pool, const void *source, size_t size) {
 static inline ttm_kib *ttm_kib_copy(ttm_pool *pool, const ttm_kib *source) {
     ttm_kib *copy = (ttm_kib *)ttm_copy(pool, source, sizeof *source);
     const ttm_cell *cell;
-    int b;
-    if (!copy || !source->cells) return copy;
-    copy->cells = (ttm_cells *)ttm_alloc_zeroed(&pool->heap, sizeof *copy->cells);
-    for (b = 0; copy->cells && b < 8; ++b) {
-        for (cell = source->cells->block[b]; cell; cell = cell->next) {
-            ttm_cell *twin = (ttm_cell *)ttm_copy(pool, cell, sizeof *cell);
-            if (!twin) {
-                ttm_kib_free(pool, copy);
-                return NULL;
-            }
-            twin->next = copy->cells->block[b];
-            copy->cells->block[b] = twin;
+    int i;
+    if (!copy) return NULL;
+    memset(copy->cells, 0, sizeof copy->cells);
+    for (i = 0; i < 64; ++i) {
+        ttm_cells **cells = &copy->cells[i >> 3];
+        if (!source->cells[i >> 3]) {
+            i += 7;
+            continue;
+        }
+        if (!*cells) *cells = (ttm_cells *)ttm_alloc_zeroed(&pool->heap, sizeof **cells);
+        cell = source->cells[i >> 3]->cell[i & 7];
+        if (*cells && cell) (*cells)->cell[i & 7] = (ttm_cell *)ttm_copy(pool, cell, sizeof *cell);
+        if (!*cells || (cell && !(*cells)->cell[i & 7])) {
+            ttm_kib_free(pool, copy);
+            return NULL;
         }
     }
-    if (copy->cells) return copy;
-    ttm_kib_free(pool, copy);
-    return NULL;
+    return copy;
 }
 
 static inline ttm_page *ttm_page_copy(ttm_pool *pool, const ttm_page *source) {
@@ -504,7 +486,7 @@ static inline int ttm_walk_kib(ttm_walk *walk, const ttm_kib *kib, uint32_t base
         if (kib->cover[i] || kib->sum[i] == 16) {
             if (ttm_walk_piece(walk, base, base + 16)) return 1;
         } else if (kib->sum[i]) {
-            const ttm_cell *cell = ttm_cell_find(kib, i);
+            const ttm_cell *cell = kib->cells[i >> 3]->cell[i & 7];
             for (b = 0; b < 16; ++b) if (cell->cover[b] && ttm_walk_piece(walk, base + b, base + b + 1)) return 1;
         }
     }
@@ -575,7 +557,7 @@ static inline uint32_t ttm_cover_end(const ttm_pool *pool, const ttm_cover *cove
     while (!kib->cover[j] && !kib->sum[j]) --j;
     base += j << TTM_CELL_SHIFT;
     if (kib->cover[j]) return base + 16;
-    cell = ttm_cell_find(kib, j);
+    cell = kib->cells[j >> 3]->cell[j & 7];
     while (!cell->cover[b]) --b;
     return base + b + 1;
 }
@@ -605,7 +587,7 @@ static inline uint32_t ttm_cover_lowest(const ttm_pool *pool, const ttm_cover *c
     while (!kib->cover[j] && !kib->sum[j]) ++j;
     base += j << TTM_CELL_SHIFT;
     if (kib->cover[j]) return base;
-    cell = ttm_cell_find(kib, j);
+    cell = kib->cells[j >> 3]->cell[j & 7];
     while (!cell->cover[b]) ++b;
     return base + b;
 }
