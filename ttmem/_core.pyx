@@ -221,11 +221,9 @@ cdef class Intervals:
     # Interning.
 
     cdef CoreSet *intern_cores(self, const uint64_t *mask) noexcept nogil:
-        cdef uint32_t words = self.mask_words, num_cores, i
+        cdef uint32_t words = self.mask_words, num_cores
         cdef uint64_t hash = ttm_hash(mask, words, self.seed) & self.hash_mask
         cdef CoreSet *cores = <CoreSet *>self.core_sets.buckets[hash & (self.core_sets.size - 1)]
-        cdef CoreSet *following
-        cdef CoreSet *entries = NULL
         while cores != NULL:
             if memcmp(set_mask(cores), mask, words * sizeof(uint64_t)) == 0:
                 cores.refs += 1
@@ -376,15 +374,13 @@ cdef class Intervals:
 
         NULL: out of memory; the references are released then too.
         """
-        cdef uint32_t words = self.mask_words, core, i, per_core = 0, most = 0
+        cdef uint32_t words = self.mask_words, core, per_core = 0, most = 0
         cdef size_t part, a, atom_count = 0, atom_words = 1 + words, n, rooms = 0, ranges_count = 0
         cdef uint64_t hash = ttm_hash(parts, 2 * count, self.seed)
-        cdef uint64_t covered, overlap
+        cdef uint64_t covered
         cdef uint64_t *atoms = NULL
         cdef uint64_t *ranges = NULL
         cdef uint64_t *mask
-        cdef const uint64_t *cut
-        cdef bint inside, outside
         cdef Footprint *simple
         cdef Footprint *footprint
         footprint = <Footprint *>self.footprints.buckets[hash & self.hash_mask & (self.footprints.size - 1)]
@@ -446,7 +442,7 @@ cdef class Intervals:
         cdef uint64_t *mask
         cdef uint64_t *other
         cdef uint64_t rest
-        cdef bint inside, outside
+        cdef bint outside
         for part in range(count):
             # What of this part no atom has yet is put behind the atoms; each atom that the part cuts is halved.
             cut = set_mask((<Footprint *><uintptr_t>parts[2 * part]).cores)
@@ -594,7 +590,6 @@ cdef class Intervals:
         cdef const uint64_t *cut = set_mask(cores)
         cdef CoreClass *group
         cdef CoreClass *part
-        cdef uint64_t word
         if cores.num_cores == self.num_cores:
             return 0
         for slot in range(high):
