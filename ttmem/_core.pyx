@@ -1,29 +1,30 @@
 """The interval engine: which bytes of each core's L1 are covered by the CBs of the programs of one device.
 
-Programs are added and removed as footprints; physical (union), logical (sum) and resident bytes of the device and of each
-core are current after every call, and no call walks over the programs.
+Programs are added and removed as footprints; physical (union), logical (sum) and resident bytes of the device and of
+each core are current after every call, and no call walks over the programs.
 
 How it is built:
-  - A footprint is interned. A *simple* one is one core set with sorted ranges that neither overlap nor touch and whose
-    logical bytes are their sum; anything else is a *composite* of simple ones, each with its logical bytes per core. A
-    *peak* is the profile of a trace and can only be dispatched.
+  - A footprint is interned. A *simple* one is one core set with sorted ranges that neither overlap nor touch and
+    whose logical bytes are their sum; anything else is a *composite* of simple ones, each with its logical bytes per
+    core. A *peak* is the profile of a trace and can only be dispatched.
   - Cores that are in the same live core sets form a class and share one cover tree (`_cover.h`).
   - What the last dispatches left is a list of layers, each with the cores it still holds.
 
 Invariants, true between any two calls:
   1. Equal lists of CBs have one Footprint: parts are in the order of their addresses, ranges ascending.
-  2. `live` of a simple footprint = programs that have it + live composites made of it. Its ranges are once in the cover of
-     every class inside its core set exactly while live > 0, however many programs have it.
-  3. `live` of a core set = simple footprints with bytes, live > 0, on it. While that is above 0, each class lies inside it
-     or outside it. `slots` lists those inside if `epoch` is the engine's.
-  4. The classes partition the cores; the signature of a class is the sum of the tags of the live core sets around it. So
-     classes with equal signatures have equal covers and equal logical bytes, and may be joined. They are joined once as
-     many core sets were dropped as there are classes, and always when none is live.
-  5. A class's physical is what its cover counts; physical of the device = sum over classes of physical x cores; logical
-     likewise, and also the sum over programs of their footprint's logical.
-  6. Layers hold disjoint, non-empty sets of cores; resident = the sum over layers of their bytes on the cores they hold.
-  7. `refs` counts holders: callers, programs, layers, composites (of parts), simple footprints (of core sets). At 0 it is
-     freed.
+  2. `live` of a simple footprint = programs that have it + live composites made of it. Its ranges are once in the
+     cover of every class inside its core set exactly while live > 0, however many programs have it.
+  3. `live` of a core set = simple footprints with bytes, live > 0, on it. While that is above 0, each class lies
+     inside it or outside it. `slots` lists those inside if `epoch` is the engine's.
+  4. The classes partition the cores; the signature of a class is the sum of the tags of the live core sets around it.
+     So classes with equal signatures have equal covers and equal logical bytes, and may be joined. They are joined
+     once as many core sets were dropped as there are classes, and always when none is live.
+  5. A class's physical is what its cover counts; physical of the device = sum over classes of physical x cores;
+     logical likewise, and also the sum over programs of their footprint's logical.
+  6. Layers hold disjoint, non-empty sets of cores; resident = the sum over layers of their bytes on the cores they
+     hold.
+  7. `refs` counts holders: callers, programs, layers, composites (of parts), simple footprints (of core sets). At 0
+     it is freed.
   8. A call that fails leaves every figure as it was.
 """
 
@@ -370,7 +371,7 @@ cdef class Intervals:
         return footprint
 
     cdef Footprint *intern_composite(self, uint64_t *parts, size_t count) noexcept nogil:
-        """`parts` are pairs (address of a simple footprint, logical bytes per core), ascending; takes over their references.
+        """`parts` are pairs (address of a simple footprint, logical bytes per core), ascending; takes their references.
 
         NULL: out of memory; the references are released then too.
         """
@@ -484,7 +485,7 @@ cdef class Intervals:
         cdef uint32_t i
         cdef size_t at, n = 0, first, kept, part_count = 0
         cdef bint good = True
-        if count > SIZE // 2:
+        if count > <size_t>SIZE // 2:
             return NULL
         if count > FEW:
             items = <ttm_item *>malloc(count * sizeof(ttm_item))
@@ -585,7 +586,7 @@ cdef class Intervals:
     # Classes.
 
     cdef int split(self, CoreSet *cores) noexcept nogil:
-        """Cut every class that `cores` cuts. Returns 0, or -1 out of memory with classes that are to be joined again."""
+        """Cut every class that `cores` cuts. Returns 0, or -1 out of memory: join() then puts the classes together."""
         cdef uint32_t words = self.mask_words, slot, free_slot, common, i, high = self.class_high
         cdef const uint64_t *cut = set_mask(cores)
         cdef CoreClass *group
@@ -765,9 +766,11 @@ cdef class Intervals:
             group = self.classes[slots[i]]
             grown = 0
             if i + 1 < slots_done:
-                ttm_cover_prefetch_ranges(&self.classes[slots[i + 1]].cover, ranges, min(footprint.shape, <uint32_t>AHEAD))
+                ttm_cover_prefetch_ranges(&self.classes[slots[i + 1]].cover, ranges,
+                                          min(footprint.shape, <uint32_t>AHEAD))
             for r in range(footprint.shape if i < slots_done else ranges_done):
-                change = ttm_cover_update(&self.pool, &group.cover, <uint32_t>ranges[r], <uint32_t>(ranges[r] >> 32), -1)
+                change = ttm_cover_update(&self.pool, &group.cover, <uint32_t>ranges[r],
+                                          <uint32_t>(ranges[r] >> 32), -1)
                 group.physical += <uint64_t>change
                 self.physical += <uint64_t>(change * group.num_cores)
                 grown += change

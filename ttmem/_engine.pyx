@@ -115,7 +115,8 @@ cdef class IntervalEngine:
         memset(mask, 0, self.core.mask_words * sizeof(uint64_t))
         if isinstance(cores, int):
             if cores < 0 or cores >> self.core.num_cores:
-                raise InvalidIntervalError(f"the core mask {cores:#x} has cores outside a grid of {self.core.num_cores}")
+                raise InvalidIntervalError(
+                    f"the core mask {cores:#x} has cores outside a grid of {self.core.num_cores}")
             for core in range(self.core.mask_words):
                 mask[core] = (cores >> (64 * core)) & 0xFFFFFFFFFFFFFFFF
             return 0
@@ -134,7 +135,7 @@ cdef class IntervalEngine:
         return prepared
 
     def footprint(self, ranges):
-        """Prepare a list of ``(begin, end, cores)``; ``cores`` names a CoreRangeSet or is a mask with bit y * width + x.
+        """Prepare a list of ``(begin, end, cores)``; ``cores`` names core ranges or is a mask with bit y * width + x.
 
         Raises:
             InvalidIntervalError: begin > end, end > limit, or a core outside the grid.
