@@ -907,14 +907,14 @@ cdef class Intervals:
     cdef void paint(self, const Footprint *footprint, const uint64_t *where, uint32_t *out) noexcept nogil:
         """Raise each core of `where` (all cores if NULL) to the resident bytes that a footprint has there."""
         cdef uint32_t words = self.mask_words, i, value = footprint.bytes_per_core
-        cdef uint64_t atoms = 1, atom, word
+        cdef uint64_t atoms = 1, _atom, word
         cdef const uint64_t *mask
         if footprint.cores != NULL:
             mask = set_mask(footprint.cores)
         else:
             atoms = profile(footprint)[words]
             mask = profile(footprint) + words + 2
-        for atom in range(atoms):
+        for _atom in range(atoms):
             if footprint.cores == NULL:
                 value = <uint32_t>(mask - 1)[0]
             for i in range(words):
@@ -925,7 +925,7 @@ cdef class Intervals:
             mask += words + 1
 
     cdef Footprint *peak_of(self, Footprint **items, size_t count) noexcept nogil:
-        cdef uint32_t words = self.mask_words, core, other
+        cdef uint32_t words = self.mask_words, core
         cdef size_t at, atoms = 0, atom_words = 1 + words
         cdef uint32_t *peaks = <uint32_t *>malloc(self.num_cores * sizeof(uint32_t))
         cdef uint64_t *scratch = <uint64_t *>malloc((self.num_cores + 1) * atom_words * sizeof(uint64_t))

@@ -2,10 +2,10 @@
  *
  * Levels: pages of 64 KiB at the top, 64 kibs of 1 KiB in a page, 64 cells of 16 bytes in a kib, 16 bytes in
  * a cell. Every entry has a cover count (ranges that span exactly this entry, and no larger one) and, above the bytes,
- * `sum`: the bytes covered by the node below it. An entry's covered bytes are its size if its count is above 0, else its
- * sum. A range adds to whole entries where it can and descends at its two ends only, so that an update touches at most
- * pages + 2 (14 + 7 + 14 + 7 + 15) counters, however many ranges there are. Entries of pages and kibs are counted in
- * blocks of eight, too, which is in effect two more levels.
+ * `sum`: the bytes covered by the node below it. An entry's covered bytes are its size if its count is above 0, else
+ * its sum. A range adds to whole entries where it can and descends at its two ends only, so that an update touches at
+ * most pages + 2 (14 + 7 + 14 + 7 + 15) counters, however many ranges there are. Entries of pages and kibs are counted
+ * in blocks of eight, too, which is in effect two more levels.
  *
  * Invariants:
  *  1. sum[i] is the covered bytes of node i, 0 where there is none; block_sum likewise of a block's entries.

@@ -4,12 +4,11 @@ A class beside :class:`ttmem._core.Intervals`, because in Cython a C method and 
 """
 
 cimport cython
-from libc.stdint cimport UINT32_MAX, uint16_t, uint32_t, uint64_t, uintptr_t
+from libc.stdint cimport UINT32_MAX, uint32_t, uint64_t, uintptr_t
 from libc.stdlib cimport free, malloc
-from libc.string cimport memcpy, memset
+from libc.string cimport memset
 
 from ttmem._core cimport (
-    COMPOSITE,
     PEAK,
     CbRange,
     CoreClass,
@@ -19,7 +18,6 @@ from ttmem._core cimport (
     has_core,
     mask_of,
     members,
-    profile,
     set_mask,
     set_slots,
     size_of,
@@ -111,7 +109,7 @@ cdef class IntervalEngine:
         self.added = {}
 
     cdef int write_mask(self, object cores, uint64_t *mask) except -1:
-        cdef uint32_t x, y, core
+        cdef uint32_t core
         memset(mask, 0, self.core.mask_words * sizeof(uint64_t))
         if isinstance(cores, int):
             if cores < 0 or cores >> self.core.num_cores:
@@ -373,7 +371,6 @@ def check(Intervals core):
     cdef CoreSet *cores
     cdef CoreClass *group
     cdef uint64_t out[4096]
-    cdef uint64_t words
     uses = {}
     simples = []
     composites = []
