@@ -12,7 +12,6 @@ lock guards engine and block, so that compiled callers need neither. No Python c
 
 import heapq
 import logging
-import os
 import time
 
 cimport cython
@@ -50,8 +49,8 @@ from ttmem._segment cimport DeviceBlock
 
 from ttmem import segment
 from ttmem._segment import record_grid
-from ttmem.cores import CoreRangeSet, as_core_range_set
-from ttmem.errors import CapacityError, ClosedError, InvalidIntervalError, UnknownIdError
+from ttmem.cores import as_core_range_set
+from ttmem.errors import ClosedError, InvalidIntervalError, UnknownIdError
 from ttmem.model import DRAM_ALIGNMENT, MAX_ADDRESS, BufferType, CircularBuffer, check_bytes
 from ttmem.placement import place
 
@@ -102,6 +101,7 @@ UNKNOWN_L1_LIMIT = 4 * 1024 * 1024
 """How far addresses may reach where the size of L1 is not known, bytes; the largest known L1 has 1.5 MiB."""
 
 
+@cython.no_gc_clear  # the engine must outlive what it interned
 cdef class PreparedFootprint:
     """A program's circular buffers, prepared once; take it in place of the list."""
 
@@ -159,6 +159,7 @@ class _Batch:
         self._publisher._end_batch()
 
 
+@cython.no_gc_clear
 cdef class Publisher:
     """Publishes one device's memory; made by :func:`ttmem.publish`.
 

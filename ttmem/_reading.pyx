@@ -45,7 +45,6 @@ from ttmem._layout cimport (
     TTM_PROGRAMS,
     TTM_RANGES_MAX,
     TTM_RESIDENT,
-    TTM_SCHEMA,
     TTM_SECTION_COUNT,
     TTM_SECTIONS,
     TTM_STATE_LIVE,
@@ -251,11 +250,11 @@ cdef class BlockReading:
         cdef char[576] head
         cdef ttm_block_control *control = <ttm_block_control *> (head + TTM_CONTROL)
         cdef ttm_block_control after
-        cdef int attempt
+        cdef int _attempt
         cdef ttm_section *section
         cdef uint32_t i, kind, cores
         cdef uint64_t room
-        for attempt in range(TRIES):
+        for _attempt in range(TRIES):
             if offset > file_bytes or file_bytes - offset < TTM_PAGE or not read_exactly(fd, head, 576, offset):
                 raise CorruptSegmentError(f"the block at {offset} lies beyond the segment's end, {file_bytes}")
             ttm_fence_acquire()
@@ -305,7 +304,8 @@ cdef class BlockReading:
                 raise CorruptSegmentError(f"section {section.kind} of the block at {offset} lies outside its image")
             self.section[section.kind] = section[0]
         for kind in range(TTM_SECTION_COUNT):
-            if self.section[kind].words < minimum_words(kind, cores) or self.section[kind].count < (8 if kind == TTM_TOTALS else 1):
+            i = 8 if kind == TTM_TOTALS else 1
+            if self.section[kind].words < minimum_words(kind, cores) or self.section[kind].count < i:
                 raise CorruptSegmentError(f"section {kind} of the block at {offset} is missing or too small")
         return 0
 
@@ -667,13 +667,9 @@ def core_table(list readings, uint32_t width, uint32_t height, int64_t base, int
     cdef CoreRow *previous = NULL
     cdef int *slots
     cdef bint same
-    cdef int slot, got, plane
+    cdef int slot
     cdef uint64_t *merged[2]
-    cdef int64_t merged_count[2]
-    cdef const uint64_t *ranges = NULL
     cdef int64_t resident
-    cdef uint64_t *record
-    cdef int64_t[4] figures
     if len(out) < <Py_ssize_t> (width * height * sizeof(CoreRow)):
         raise ValueError("the table of cores is too small")
     slots = <int *> malloc(4 * (count + 1) * sizeof(int))

@@ -18,7 +18,6 @@ from libc.string cimport memcpy, memset, strncpy
 from ttmem._layout cimport (
     TTM_BLOCK_DEVICE,
     TTM_BLOCK_HEADER_BYTES,
-    TTM_BUFFER_NAMES,
     TTM_BUFFER_ROWS,
     TTM_BUFFERS,
     TTM_CB_CLASS,
@@ -235,7 +234,7 @@ cdef class DeviceBlock:
             OSError: the file cannot be mapped, or /dev/shm is full; the block stays where it was.
         """
         cdef void *memory = mmap(NULL, self.block_bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd, <long> offset)
-        cdef uint32_t kind, index
+        cdef uint32_t kind
         cdef char *before = self.block
         if memory == MAP_FAILED:
             raise OSError(errno, "cannot map a segment")
