@@ -314,7 +314,7 @@ cdef class DeviceBlock:
         ttm_fence_release()
         copy_words(target, <uint64_t *> &header, TTM_STATIC_WORDS)
         ttm_store(&self.control.seq, 0)
-        ttm_store(&self.control.updated_ns, 0)
+        ttm_store(&self.control.updated_ns, self.updated_ns)
         ttm_store(&self.control.dropped, self.dropped)
         ttm_store(&self.control.state, TTM_STATE_LIVE)
         self._publish_everything()
@@ -382,6 +382,8 @@ cdef class DeviceBlock:
         if self.dirty_count == 0:
             return
         self.version += 1
+        if now_ns:
+            self.updated_ns = now_ns
         for i in range(self.dirty_count):
             kind = <uint32_t> (self.dirty[i] >> 32)
             index = <uint32_t> self.dirty[i]
@@ -409,7 +411,7 @@ cdef class DeviceBlock:
                 copy_words(target, record, used)
                 ttm_store(target + last, record[last])
             if side == 0:
-                ttm_store(&self.control.updated_ns, now_ns)
+                ttm_store(&self.control.updated_ns, self.updated_ns)
         self.dirty_count = 0
 
 

@@ -38,7 +38,6 @@ class DisabledPublisher:
     def snapshot(self) -> Snapshot:
         """Return the snapshot of a device on which nothing was recorded."""
         with Publisher(self.device_id, self.geometry) as empty:
-            empty.keep_private()
             snapshot: Snapshot = empty.snapshot()
             return snapshot
 
