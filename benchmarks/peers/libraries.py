@@ -252,7 +252,8 @@ class SuperIntervalsPeer:
 
     def physical(self) -> int:
         """Return the bytes covered."""
-        return _merged_bytes((begin, end + 1) for begin, end in self._map.iter_keys())
+        places = range(self._map.size())
+        return _merged_bytes((self._map.starts_at(i), self._map.ends_at(i) + 1) for i in places)
 
 
 class SortMergePeer:
