@@ -8,6 +8,7 @@ import stat
 import struct
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -359,8 +360,9 @@ def test_a_clock_that_is_no_date_is_unknown_in_version_1(tmp_path):
 
 def as_nobody(path: Path, code: str) -> list[str]:
     """What ``code`` prints as another user, with ``path`` as ``sys.argv[1]`` and this pid as ``sys.argv[2]``."""
-    # pytest's own directories only: its base, the run's and the test's.
-    for parent in path.parents[:3]:
+    # pytest's own directories only, however deep it made them.
+    temporary = Path(tempfile.gettempdir())
+    for parent in (p for p in path.parents if temporary in p.parents):
         if not parent.stat().st_mode & stat.S_IXOTH:
             parent.chmod(parent.stat().st_mode | stat.S_IXOTH)
     # Imports come first: the other user need not be able to read the interpreter.

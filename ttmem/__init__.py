@@ -18,6 +18,7 @@ from ttmem.model import BufferType, CircularBuffer
 from ttmem.publisher import Publisher, publish
 from ttmem.reader import Reader, attach, devices
 from ttmem.snapshot import Snapshot
+from ttmem.tracker import L1Tracker
 
 __all__ = [
     "AlreadyPublishedError",
@@ -32,6 +33,7 @@ __all__ = [
     "CorruptSegmentError",
     "DeviceNotFoundError",
     "InvalidIntervalError",
+    "L1Tracker",
     "LayoutMismatchError",
     "Publisher",
     "Reader",

@@ -70,11 +70,12 @@ cdef enum:
     PEAK = 0x80000000
     SIZE = 0x3FFFFFFF           # number of ranges or parts, in the same word
     FEW = 64            # ranges that are interned without touching the allocator
+    AHEAD = 8           # ranges whose cover lines are asked for before they are needed
     MIN_BUCKETS = 64    # of an empty hash table
 
 
 cdef inline uint64_t *tail(const Footprint *footprint) noexcept nogil:
-    """Simple: ranges, begin | end << 32. Else: parts of two words, the mask, the number of atoms, atoms (bytes, mask)."""
+    """Simple: ranges, begin | end << 32. Else: parts of two words, the mask, the number of atoms, the atoms."""
     return <uint64_t *>(footprint + 1)
 
 

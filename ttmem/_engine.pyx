@@ -4,12 +4,11 @@ A class beside :class:`ttmem._core.Intervals`, because in Cython a C method and 
 """
 
 cimport cython
-from libc.stdint cimport UINT32_MAX, uint16_t, uint32_t, uint64_t, uintptr_t
+from libc.stdint cimport UINT32_MAX, uint32_t, uint64_t, uintptr_t
 from libc.stdlib cimport free, malloc
-from libc.string cimport memcpy, memset
+from libc.string cimport memset
 
 from ttmem._core cimport (
-    COMPOSITE,
     PEAK,
     CbRange,
     CoreClass,
@@ -19,7 +18,6 @@ from ttmem._core cimport (
     has_core,
     mask_of,
     members,
-    profile,
     set_mask,
     set_slots,
     size_of,
@@ -111,11 +109,12 @@ cdef class IntervalEngine:
         self.added = {}
 
     cdef int write_mask(self, object cores, uint64_t *mask) except -1:
-        cdef uint32_t x, y, core
+        cdef uint32_t core
         memset(mask, 0, self.core.mask_words * sizeof(uint64_t))
         if isinstance(cores, int):
             if cores < 0 or cores >> self.core.num_cores:
-                raise InvalidIntervalError(f"the core mask {cores:#x} has cores outside a grid of {self.core.num_cores}")
+                raise InvalidIntervalError(
+                    f"the core mask {cores:#x} has cores outside a grid of {self.core.num_cores}")
             for core in range(self.core.mask_words):
                 mask[core] = (cores >> (64 * core)) & 0xFFFFFFFFFFFFFFFF
             return 0
@@ -134,7 +133,7 @@ cdef class IntervalEngine:
         return prepared
 
     def footprint(self, ranges):
-        """Prepare a list of ``(begin, end, cores)``; ``cores`` names a CoreRangeSet or is a mask with bit y * width + x.
+        """Prepare a list of ``(begin, end, cores)``; ``cores`` names core ranges or is a mask with bit y * width + x.
 
         Raises:
             InvalidIntervalError: begin > end, end > limit, or a core outside the grid.
@@ -372,7 +371,6 @@ def check(Intervals core):
     cdef CoreSet *cores
     cdef CoreClass *group
     cdef uint64_t out[4096]
-    cdef uint64_t words
     uses = {}
     simples = []
     composites = []

@@ -213,9 +213,14 @@ cdef class Publisher:
             self.file = file
             self.problem = ""
         except OSError as error:
-            self.file = None
+            self.keep_private()
             self.problem = f"{error.strerror or error} ({file.directory})"
             log.warning("ttmem does not publish device %d: %s; the program goes on", self.device_id, self.problem)
+
+    def keep_private(self):
+        """Keep the figures in private memory, in the same form as published ones."""
+        self.file = None
+        self.block.describe(self.device_id, self.geometry, 1 if self.origin == "replay" else 0, time.time_ns())
 
     @property
     def published(self):
@@ -1076,10 +1081,9 @@ _published = {}
 
 
 def publish_device(int device_id, geometry, str origin, file):
-    """Make the publisher of a device, in a file or, where there is none, in private memory."""
+    """Make the publisher of a device, in a file or, where that cannot be, in private memory."""
     publisher = Publisher(device_id, geometry, origin)
-    if file is not None:
-        with segment._registry_lock:
-            publisher.attach_file(file)
+    with segment._registry_lock:
+        publisher.attach_file(file)
     _published[device_id] = publisher
     return publisher

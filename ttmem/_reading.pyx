@@ -494,7 +494,7 @@ cdef class BlockReading:
     def total(self, uint32_t index):
         """Return the words of a record of the totals; None if it is damaged."""
         cdef uint32_t i
-        if not self.valid[TTM_TOTALS][index]:
+        if index >= self.rows[TTM_TOTALS] or not self.valid[TTM_TOTALS][index]:
             return None
         return tuple([self.line(TTM_TOTALS, index)[i] for i in range(TTM_LINE_WORDS - 1)])
 
@@ -540,7 +540,7 @@ cdef class BlockReading:
         cdef uint16_t slot
         if x >= self.header.grid_x or y >= self.header.grid_y:
             return -1
-        if not self.valid[map_kind][0]:
+        if self.rows[map_kind] == 0 or not self.valid[map_kind][0]:
             return -2
         slot = (<uint16_t *> self.line(map_kind, 0))[y * self.header.grid_x + x]
         if slot >= self.rows[class_kind] or not self.valid[class_kind][slot]:
@@ -698,7 +698,7 @@ def core_table(list readings, uint32_t width, uint32_t height, int64_t base, int
                     same = same and slots[2 * i + 1] == slot
                     slots[2 * i + 1] = slot
                     if x < reading.header.grid_x and y < reading.header.grid_y and resident >= 0:
-                        if reading.valid[TTM_RESIDENT][0]:
+                        if reading.rows[TTM_RESIDENT] and reading.valid[TTM_RESIDENT][0]:
                             resident += (<uint32_t *> reading.line(TTM_RESIDENT, 0))[y * reading.header.grid_x + x]
                         else:
                             resident = -1

@@ -194,8 +194,8 @@ def as_core(value: CoreLike) -> CoreCoord:
 def parse_core_ranges(text: str) -> CoreRangeSet:
     """Return the core ranges that TT-Metal printed as ``text``.
 
-    Accepts ``{[0-0 - 7-7], [0-8 - 3-8]}``, ``{[(x=0,y=0) - (x=7,y=7)]}``, one range without braces, ``{}``, and the JSON
-    array ``[{"start": {"x": 0, "y": 0}, "end": {"x": 7, "y": 7}}]``.
+    Accepts ``{[0-0 - 7-7], [0-8 - 3-8]}``, ``{[(x=0,y=0) - (x=7,y=7)]}``, one range without braces, ``{}``, and the
+    JSON array ``[{"start": {"x": 0, "y": 0}, "end": {"x": 7, "y": 7}}]``.
 
     Raises:
         InvalidIntervalError: the text is none of these.
@@ -245,8 +245,8 @@ def as_core_range_set(value: CoreRangesLike) -> CoreRangeSet:
     """Return what names cores as a :class:`CoreRangeSet`.
 
     Args:
-        value: a CoreRangeSet, CoreRange or CoreCoord, TT-Metal's text in either spelling, its JSON array, or an iterable
-            of these.
+        value: a CoreRangeSet, CoreRange or CoreCoord, TT-Metal's text in either spelling, its JSON array, or an
+            iterable of these.
 
     Raises:
         InvalidIntervalError: it names no cores, or two rectangles overlap.

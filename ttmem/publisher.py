@@ -38,6 +38,7 @@ class DisabledPublisher:
     def snapshot(self) -> Snapshot:
         """Return the snapshot of a device on which nothing was recorded."""
         with Publisher(self.device_id, self.geometry) as empty:
+            empty.keep_private()
             return empty.snapshot()
 
     def __enter__(self) -> "DisabledPublisher":
@@ -75,8 +76,8 @@ def publish(
         origin: ``live``, or ``replay`` for figures of another time.
 
     Returns:
-        A context manager. Its :meth:`~Publisher.close`, or the end of the process, withdraws the device. If shared memory
-        is full or closed to this user, it records and publishes nothing, and says so once in the log named ``ttmem``.
+        A context manager. Its :meth:`~Publisher.close`, or the end of the process, withdraws the device. If shared
+        memory is full or closed to this user, it records and publishes nothing, and says so once in the log ``ttmem``.
 
     Raises:
         AlreadyPublishedError: this process publishes the device already.

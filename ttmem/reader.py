@@ -12,7 +12,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 from ttmem import region as tt_metal
 from ttmem import segment
@@ -281,7 +280,7 @@ def _disagreements(ours: Snapshot, region: tt_metal.Region) -> Iterable[str]:
     )
     for name, mine, theirs in pairs:
         if mine is not None and theirs is not None and mine != theirs:
-            yield f"TT-Metal's own region says {name} {theirs} bytes, ttmem counts {mine} (the region may lag by 100 ms)"
+            yield f"TT-Metal's own region says {name} {theirs} bytes, ttmem counts {mine} (the region may lag 100 ms)"
 
 
 class Reader:

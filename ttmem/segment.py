@@ -1,7 +1,7 @@
 """The files that carry statistics: where they lie, how one is published, who holds it, when it is collected.
 
-One file per writer process, with a block for each device that the process publishes. A file appears under its name fully
-initialised, is never shrunk and never reused under that name. See docs/segment.md for the bytes.
+One file per writer process, with a block for each device that the process publishes. A file appears under its name
+fully initialised, is never shrunk and never reused under that name. See docs/segment.md for the bytes.
 """
 
 from __future__ import annotations
@@ -128,7 +128,7 @@ def is_locked(fd: int) -> bool:
 
 
 class WriterFile:
-    """This process's segment file in one directory and namespace.
+    """The segment file of this process in one directory and namespace.
 
     Thread safety: all methods are called under :data:`_registry_lock`.
     """
@@ -180,7 +180,7 @@ class WriterFile:
     def _create(self, block: DeviceBlock, device_id: int, geometry: Geometry, origin: int) -> None:
         name = f"{file_prefix(self.space)}{os.getuid()}.{self.pid}.{start_ticks('self')}.{os.urandom(8).hex()}"
         path = self.directory / name
-        # Not inherited across exec; a fork between here and the close below keeps the lock until that child execs or ends.
+        # Not inherited across exec; a child forked before the close below holds the lock until it execs or ends.
         fd, hidden = self._open_nameless(path)
         try:
             os.ftruncate(fd, HEADER_BYTES + block.block_bytes)

@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, TextIO
 
 from ttmem._version import __version__
+from ttmem.errors import TtmemError
 from ttmem.views import fields
 from ttmem.views.cores import METRICS, grid_of, render_heat_map, render_map
 from ttmem.views.dump import grid_text, render_devices
@@ -261,10 +262,16 @@ class _Dump:
         from ttmem.reader import read_host  # so that --help costs nothing
 
         args = self.args
-        reading = read_host(source=args.source)
         now_ns = time.time_ns()
+        try:
+            reading = read_host(source=args.source)
+        except (TtmemError, OSError) as error:
+            # --json promises the object, whatever happens to what it is read from.
+            self.tell(str(error))
+            return self.render((), (), now_ns, screen), EXIT_UNREADABLE
         pairs = [(snapshot, snapshot.to_dict()) for snapshot in reading.devices]
         every = [device for _, device in pairs]
+        now_ns = reading.taken_ns
         if self.keep is not None:
             pairs = [pair for pair in pairs if self.keep(pair[1])]
         snapshots, devices = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
