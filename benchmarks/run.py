@@ -262,7 +262,13 @@ def prepare() -> Tools:
 
 
 def measure(
-    contenders: list[Contender], workload: Workload, cbs: int, *, rounds: int, slow_ns: float, notes: Callable[[str], None]
+    contenders: list[Contender],
+    workload: Workload,
+    cbs: int,
+    *,
+    rounds: int,
+    slow_ns: float,
+    notes: Callable[[str], None],
 ) -> list[Series]:
     """Check and time contenders on one workload, their rounds alternating.
 
@@ -325,7 +331,9 @@ def measure(
         begin = time.perf_counter_ns()
         total = contender.physical()
         series.query_ns = time.perf_counter_ns() - begin
-        series.right = total == expected["core" if isinstance(contender, Library) else "device", cached] and series.right
+        series.right = (
+            total == expected["core" if isinstance(contender, Library) else "device", cached] and series.right
+        )
         if not series.right:
             series.note = "WRONG: disagrees with the model"
         contender.close()
@@ -386,7 +394,14 @@ FULL = Plan(
     True,
 )
 QUICK = Plan(
-    (1, 256, 4096), ("stack", "stack32", "random", "staircase"), ("stack",), 256, ((BLACKHOLE, 4, (4096,)),), 7, 4e7, True
+    (1, 256, 4096),
+    ("stack", "stack32", "random", "staircase"),
+    ("stack",),
+    256,
+    ((BLACKHOLE, 4, (4096,)),),
+    7,
+    4e7,
+    True,
 )
 SMOKE = Plan((1, 16), tuple(ALL), tuple(ALL), 16, ((BLACKHOLE, 8, (16,)),), 1, 2e6, False)
 
@@ -533,7 +548,9 @@ def _goals_in_c(tools: Tools, grid: Grid, label: str, rounds: int, goals: list[G
         if name == "stack":
             engine.prepare(low, high)
         add = engine.add_known if name == "stack" else engine.add_new
-        pairs = [(add(low, high) / ROUND_PROGRAMS, engine.remove(low, high) / ROUND_PROGRAMS) for _ in range(8 * rounds)]
+        pairs = [
+            (add(low, high) / ROUND_PROGRAMS, engine.remove(low, high) / ROUND_PROGRAMS) for _ in range(8 * rounds)
+        ]
         for place, verb in enumerate(("add", "remove")):
             goals.append(Goal(f"{verb}, {what}, C, {label}", goal, *best([p[place] for p in pairs]), "ns"))
         if name == "stack":
@@ -564,12 +581,15 @@ def _goals_in_c(tools: Tools, grid: Grid, label: str, rounds: int, goals: list[G
     )
 
 
-def _goals_published(tools: Tools, grid: Grid, label: str, rounds: int, goals: list[Goal], extra: dict[str, Any]) -> None:
+def _goals_published(
+    tools: Tools, grid: Grid, label: str, rounds: int, goals: list[Goal], extra: dict[str, Any]
+) -> None:
     low = 4096
     workload = ALL["stack"](grid, low, 4)
-    with own_shared_memory(), ttmem.publish(
-        0, grid=(grid.width, grid.height), worker_l1_size=grid.limit, l1_cb_base=grid.base
-    ) as publisher:
+    with (
+        own_shared_memory(),
+        ttmem.publish(0, grid=(grid.width, grid.height), worker_l1_size=grid.limit, l1_cb_base=grid.base) as publisher,
+    ):
         known = [buffers_of(workload, i) for i in range(low)]
         tracemalloc.start()
         before = tracemalloc.get_traced_memory()[0]
@@ -711,7 +731,8 @@ def plot(series: list[Series], path: Path) -> str:
             points = sorted(
                 (one.programs, min(one.add_ns) / 1e3)
                 for one in series
-                if (one.engine, one.workload, one.grid, one.cbs) == (engine, workload, "8x8", 4) and one.add_ns
+                if (one.engine, one.workload, one.grid, one.cbs) == (engine, workload, "8x8", 4)
+                and one.add_ns
                 and one.right
             )
             if points:

@@ -184,9 +184,13 @@ def measure_ours(loops: Any, rounds: int) -> list[Row]:
                 rows.append(Row(what, goal, *figures(times)))
                 base = statistics.median(times)
                 # Unchanged within a tenth is the goal where a compiled caller writes.
-                rows.append(Row(f"{what}, polled at 1 kHz", 1.1 * base if what in goals else None, *figures(polled[what])))
+                rows.append(
+                    Row(f"{what}, polled at 1 kHz", 1.1 * base if what in goals else None, *figures(polled[what]))
+                )
             with ttmem.attach(0) as reader:
-                rows.append(Row("snapshot() of a 140-core device", 20e3, *figures(timed(reader.snapshot, 100 * rounds))))
+                rows.append(
+                    Row("snapshot() of a 140-core device", 20e3, *figures(timed(reader.snapshot, 100 * rounds)))
+                )
                 whole = timed(lambda: reader.snapshot().to_dict(), 2 * rounds)
                 rows.append(Row("snapshot().to_dict() of it, 140 cores", None, *figures(whole)))
                 cores = timed(lambda: reader.snapshot().cores, 10 * rounds)
@@ -246,7 +250,9 @@ def _import_time() -> Row:
     script = "import time; begin = time.perf_counter_ns(); import ttmem; print(time.perf_counter_ns() - begin)"
     times = []
     for _ in range(5):
-        done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=machine.ROOT)
+        done = subprocess.run(
+            [sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=machine.ROOT
+        )
         times.append(float(done.stdout))
     return Row("import ttmem", None, *figures(times))
 
@@ -282,7 +288,9 @@ def measure_peers(directory: Path, rounds: int) -> tuple[list[Row], dict[str, st
         left_out["PCP MMV"] = reason
     else:
         rows.append(Row("PCP MMV: update of eight figures", None, *figures(times)))
-        left_out["PCP MMV, read and death of the writer"] = "reading needs a running pmcd, which this benchmark does not start"
+        left_out["PCP MMV, read and death of the writer"] = (
+            "reading needs a running pmcd, which this benchmark does not start"
+        )
     return rows, left_out
 
 
