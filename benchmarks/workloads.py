@@ -5,6 +5,7 @@ A workload holds ``cached`` programs that are there before a round starts and up
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -121,10 +122,7 @@ class Workload:
         begin, end = self.begin.tolist(), self.end.tolist()
         chosen = inside.tolist()
         bounds = self.first.tolist()
-        return [
-            [(begin[i], end[i]) for i in range(low, high) if chosen[i]]
-            for low, high in zip(bounds, bounds[1:], strict=False)
-        ]
+        return [[(begin[i], end[i]) for i in range(low, high) if chosen[i]] for low, high in itertools.pairwise(bounds)]
 
     def physical(self, programs: int) -> int:
         """Return the bytes covered by the first programs, summed over cores: the dumb model, byte by byte."""

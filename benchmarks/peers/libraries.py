@@ -7,6 +7,7 @@ left at each removal, as its user would have to.
 from __future__ import annotations
 
 import importlib
+import itertools
 from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from typing import Any, Protocol
@@ -134,7 +135,7 @@ class SortedBoundariesPeer:
             self._cut(begin)
             self._cut(end)
             bounds = list(self._counts.irange(begin, end))
-            for low, high in zip(bounds, bounds[1:], strict=False):
+            for low, high in itertools.pairwise(bounds):
                 count = self._counts[low] + step
                 self._counts[low] = count
                 if count == (step == 1):

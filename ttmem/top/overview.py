@@ -241,4 +241,4 @@ def nothing_lines(problems: Sequence[str], where: str, screen: Screen) -> list[L
         [("  Start a program that uses ttmem.publish, ttmem-replay CAPTURE --loop,", "dim")],
         [("  or TT-Metal with its memory tracking on; it appears here by itself.", "dim")],
     ]
-    return lines + [[("", "")], *([(f"  {clean(text)}", "warn")] for text in problems)]
+    return [*lines, [("", "")], *([(f"  {clean(text)}", "warn")] for text in problems)]
