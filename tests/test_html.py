@@ -16,6 +16,9 @@ import chromium
 import pytest
 from made_devices import TAKEN_NS, eight, n150, p150, stale, thirty_two, tt_metal
 
+import ttmem
+from ttmem.cli.dump import main
+from ttmem.cli.page import PageFile
 from ttmem.units import format_bytes, format_exact
 from ttmem.views.dump import used_l1
 from ttmem.views.html import CORE_COLUMNS, render_html
@@ -451,3 +454,86 @@ def test_sizes_read_the_same_as_in_the_terminal(show: Any) -> None:
 def test_a_galaxy_of_replays_says_so(show: Any) -> None:
     browser = show(page(*thirty_two()))
     assert "replay" in text_of(browser, ".device-head")
+
+
+# The command
+
+
+@pytest.fixture
+def published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ttmem.Publisher]:
+    shm = tmp_path / "shm"
+    shm.mkdir()
+    monkeypatch.setenv("TTMEM_SHM_DIR", str(shm))
+    monkeypatch.delenv("TTMEM_NAMESPACE", raising=False)
+    monkeypatch.delenv("TTMEM_DISABLE", raising=False)
+    with ttmem.publish(3, arch="wormhole_b0", grid=(8, 8), l1_cb_base=105664, l1_small_size=24576) as publisher:
+        cores = ttmem.CoreRange(ttmem.CoreCoord(0, 0), ttmem.CoreCoord(5, 3))
+        publisher.dispatch(publisher.add_program([ttmem.CircularBuffer(105664, 65536, cores)], name="matmul"))
+        publisher.allocate(ttmem.BufferType.L1, 64 * 2048, address=1400000, size_per_bank=2048, name="weights")
+        publisher.load_kernel(204800, persistent=True)
+        yield publisher
+
+
+def test_dump_writes_the_page_of_what_is_published(
+    published: ttmem.Publisher, tmp_path: Path, show: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "out.html"
+    assert main(["--html", str(path)]) == 0
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert f"wrote {path}" in err
+    device = published.snapshot().to_dict()
+    browser = show(path.read_text())
+    assert text_of(browser, '[data-label="CB"] .value') == format_bytes(device["memory"]["cb"]["physical_bytes"])
+    browser.click('rect.core[data-core="2,2"]')
+    drawn = browser.run(
+        "[...document.querySelectorAll('svg.map rect.range')]"
+        ".map(r => [r.dataset.part, +r.dataset.begin, +r.dataset.end])"
+    )
+    assert ["cb", 105664, 171200] in drawn
+    assert ["buffers", 1400000, 1402048] in drawn
+    assert "L1 buffer: weights" in text_of(browser, "#map")
+    assert not list(tmp_path.glob(".*.new"))
+
+
+def test_json_and_page_are_of_one_reading(
+    published: ttmem.Publisher, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "out.html"
+    assert main(["--html", str(path), "--json"]) == 0
+    whole = json.loads(capsys.readouterr().out)
+    data = data_of(path.read_text())
+    assert data["taken_ns"] == whole["taken_ns"]
+    assert data["devices"][0]["memory"] == whole["devices"][0]["memory"]
+
+
+def test_the_page_can_go_to_stdout(published: ttmem.Publisher, capfdbinary: pytest.CaptureFixture[bytes]) -> None:
+    assert main(["--html", "-"]) == 0
+    assert capfdbinary.readouterr().out.startswith(b"<!doctype html>")
+    assert main(["--html", "-", "--json"]) == 2
+
+
+def test_a_page_that_cannot_be_written_is_wrong_usage(
+    published: ttmem.Publisher, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["--html", str(tmp_path / "missing" / "out.html")]) == 2
+    assert "No such file or directory" in capsys.readouterr().err
+
+
+def test_a_page_written_again_holds_a_timeline(published: ttmem.Publisher, tmp_path: Path) -> None:
+    page_file = PageFile(str(tmp_path / "out.html"))
+    for i in range(3):
+        snapshot = published.snapshot()
+        page_file.write([snapshot], [snapshot.to_dict()], TAKEN_NS + i * 1_000_000)
+        published.allocate(ttmem.BufferType.DRAM, 4096)
+    (line,) = data_of((tmp_path / "out.html").read_text())["timeline"]["devices"]
+    assert line["series"][6] == [0, 4096, 8192]
+    assert line["ms"] == [0, 1, 2]
+
+
+def test_explain_says_what_the_figures_mean(published: ttmem.Publisher, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--explain"]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "Device 3:" in said
+    for sentence in explain_figures(published.snapshot().to_dict()):
+        assert " ".join(sentence.split()) in said

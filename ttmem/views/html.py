@@ -10,7 +10,7 @@ import base64
 import hashlib
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -42,7 +42,7 @@ _ROWS_MAX = 8192
 """Programs on the whole page, and buffers: more would make it slow to open and larger than 3 MB."""
 _POINTS_MAX = 8000
 """Moments of the timeline over all devices."""
-_SERIES = (
+_SERIES: tuple[tuple[str, Callable[[Device], int | None]], ...] = (
     ("Total L1", used_l1),
     ("CB", lambda device: get(device, "memory.cb.physical_bytes")),
     ("CB resident", lambda device: get(device, "memory.cb.resident_bytes")),

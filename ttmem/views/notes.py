@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ttmem.units import format_bytes
-from ttmem.views.text import Device
+from ttmem.views.text import Device, Line, Screen, clean, render, wrap
 
 _STATES = {
     "idle": ("No process has this device open.", "no process"),
@@ -177,6 +178,16 @@ def notes(device: Device) -> list[Note]:
     """Return what must be said about a device's figures, warnings first."""
     found = _state_notes(device) + _core_notes(device) + _figure_notes(device) + _process_notes(device)
     return sorted(found, key=lambda note: note.kind != "warning")
+
+
+def render_explanation(devices: Sequence[Device], screen: Screen) -> str:
+    """Return :func:`explain_figures` of all devices as text."""
+    lines: list[Line] = []
+    for device in devices:
+        lines.append([(f"Device {device['device_id']}:", "head")])
+        for sentence in explain_figures(device):
+            lines += [[(text, "")] for text in wrap(clean(sentence), screen, first="  - ", rest="    ")]
+    return render(lines, screen)
 
 
 def explain_figures(device: Device) -> list[str]:
