@@ -67,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return EXIT_USAGE
     if not all(stream.isatty() for stream in (sys.stdin, sys.stdout, sys.stderr)):
         print(
-            "ttmem-top: error: stdin, stdout and stderr must be a terminal; use ttmem-dump, or ttmem-dump --watch, in pipes",
+            "ttmem-top: error: stdin, stdout and stderr must be a terminal; in pipes use ttmem-dump, or ttmem-dump -w",
             file=sys.stderr,
         )
         return EXIT_USAGE

@@ -9,6 +9,7 @@ from dataclasses import replace
 
 from textual import events
 from textual.app import App, ComposeResult
+from textual.binding import Binding
 from textual.message import Message
 
 from ttmem.top import corepage, guide, overview, table
@@ -23,8 +24,8 @@ PAINT_SECONDS = 0.25
 PAGES = ("overview", "device", "programs", "processes", "notes")
 _TABLES = {"programs": table.PROGRAMS, "processes": table.PROCESSES}
 _HINTS = {
-    "overview": "Up/Down select  Enter open  +/- time  s scale  a/f/c charts",
-    "device": "arrows core  m figure  Enter address map  n/p device",
+    "overview": "Enter open  +/- time  s scale  a/f/c charts",
+    "device": "arrows core  m figure  Enter map  n/p device",
     "programs": ",/. sort  i invert  / filter  d this device",
     "processes": ",/. sort  i invert  / filter  d this device",
     "notes": "Up/Down scroll",
@@ -51,6 +52,8 @@ class TopApp(App[int]):
     #foot { height: 1; }
     """
     ENABLE_COMMAND_PALETTE = False
+    # Before textual's own, which copies text or asks for another key.
+    BINDINGS = [Binding("ctrl+c", "leave", show=False, priority=True)]  # noqa: RUF012
 
     class Sampled(Message):
         """The first sample is there."""
@@ -131,7 +134,7 @@ class TopApp(App[int]):
         """Lay everything out anew."""
         self.call_after_refresh(self.paint)
 
-    def action_help_quit(self) -> None:
+    def action_leave(self) -> None:
         """Quit on Ctrl-C, as every monitor does."""
         self.exit(0)
 
@@ -203,9 +206,10 @@ class TopApp(App[int]):
         return lines
 
     def _head_line(self, screen: Screen) -> Line:
-        line: list[Piece] = [("ttmem-top ", "head")]
+        name = "ttmem-top " if screen.width >= 90 else "ttmem "
+        line: list[Piece] = [(name, "head")]
         self._tabs = []
-        at = 10
+        at = len(name)
         for number, name in enumerate(PAGES, 1):
             text = f" {number} {name.capitalize()} "
             line.append((text, "1;7" if name == self.page and not self.helping else "dim"))
@@ -451,7 +455,10 @@ class TopApp(App[int]):
                 if twice:
                     self.go("device")
         elif self.page == "device" and self._heat is not None and self.device is not None:
+            metric = self._heat.metric_at(x, y)
             core = self._heat.core_at(x, y)
+            if metric is not None:
+                self.core = replace(self.core, metric=metric)
             if core is not None and core in cores_of(self.device.full):
                 self._select_core(core)
                 if twice:

@@ -126,7 +126,7 @@ class Canvas(Widget, can_focus=False):
     @property
     def text(self) -> list[str]:
         """What is shown, without styles."""
-        return ["".join(text for text, _ in line).rstrip() for line in self._lines]
+        return [strip.text.rstrip() for strip in self._strips]
 
     def on_click(self, event: events.Click) -> None:
         """Tell the program where."""

@@ -21,6 +21,10 @@ METRICS = {
     "fragmentation": ("", "fragmentation"),
 }
 """What the heat map can show: the JSON name of a core's figure, and a title. Fragmentation is made from the ranges."""
+TABS_LINE = 1
+"""The line of the page on which the metrics are named."""
+SIDE_WIDTH = 58
+"""Columns that the address map needs to stand beside the cores."""
 _LABEL = 4
 
 
@@ -45,21 +49,27 @@ class HeatGeometry:
 
     Attributes:
         top: line of the first row of cores.
-        left: column of the first cell.
         cell: columns of a cell.
         box: first x, first y, last x, last y.
+        tabs: for each metric its first and last column, on line :data:`TABS_LINE`.
     """
 
     top: int
-    left: int
     cell: int
     box: tuple[int, int, int, int]
+    tabs: tuple[tuple[int, int, str], ...] = ()
 
     def core_at(self, column: int, row: int) -> tuple[int, int] | None:
         """Return the core under a cell of the screen."""
-        x, y = self.box[0] + (column - self.left) // self.cell, self.box[1] + row - self.top
-        inside = column >= self.left and x <= self.box[2] and self.box[1] <= y <= self.box[3]
+        x, y = self.box[0] + (column - _LABEL) // self.cell, self.box[1] + row - self.top
+        inside = column >= _LABEL and x <= self.box[2] and self.box[1] <= y <= self.box[3]
         return (x, y) if inside else None
+
+    def metric_at(self, column: int, row: int) -> str | None:
+        """Return the metric whose name is under a cell of the screen."""
+        if row != TABS_LINE:
+            return None
+        return next((name for begin, end, name in self.tabs if begin <= column < end), None)
 
 
 def fragmentation(layout: CoreLayout, ranges: Mapping[str, Any] | None) -> int | None:
@@ -136,11 +146,8 @@ def heat_lines(shown: Shown, options: CoreOptions, screen: Screen) -> tuple[list
     room = max(3, (screen.width - _LABEL) // (x1 - x0 + 1))
     longest = max(len(_cell_text(options.metric, value)) for value in values.values())
     cell = min(room, max(6, longest + 2))
-    unit = "per cent" if options.metric == "fragmentation" else "KiB"
-    lines: list[Line] = [
-        [("Cores: ", "bold"), (METRICS[options.metric][1], "head"), (f", {unit}; grid {grid_text(device)}", "dim")],
-        [(" " * _LABEL + "".join(pad(f"{x} ", cell, ">") for x in range(x0, x1 + 1)), "dim")],
-    ]
+    numbers = "".join(pad(f"{x} ", cell - 1, ">") + " " for x in range(x0, x1 + 1))
+    lines: list[Line] = [[(" " * _LABEL + numbers, "dim")]]
     for y in range(y0, y1 + 1):
         row: list[Piece] = [(pad(f"{y} ", _LABEL, ">"), "dim")]
         for x in range(x0, x1 + 1):
@@ -160,27 +167,47 @@ def heat_lines(shown: Shown, options: CoreOptions, screen: Screen) -> tuple[list
         lines.append(row)
     low, high = (format_value(options.metric, f(known) if known else None) for f in (min, max))
     lines.append([(f"smallest {low}, largest {high}; full is {format_value(options.metric, scale)}", "dim")])
-    return lines, HeatGeometry(2, _LABEL, cell, box)
+    return lines, HeatGeometry(1, cell, box)
 
 
-def selected_line(shown: Shown, options: CoreOptions) -> Line:
-    """Return the figures of the selected core."""
+def metric_line(options: CoreOptions) -> tuple[Line, tuple[tuple[int, int, str], ...]]:
+    """Return the names of the metrics, the shown one marked, and where they stand."""
+    line: list[Piece] = []
+    tabs = []
+    at = 0
+    for name, (_, title) in METRICS.items():
+        here = name == options.metric
+        text = f"[{title}]" if here else f" {title} "
+        line.append((text, "1;7" if here else "dim"))
+        tabs.append((at, at + len(text), name))
+        at += len(text)
+    line.append((" in %" if options.metric == "fragmentation" else " in KiB", "dim"))
+    return line, tuple(tabs)
+
+
+def selected_line(shown: Shown, options: CoreOptions, screen: Screen) -> Line:
+    """Return the figures of the selected core, as many as fit."""
     x, y = options.selected
     core = cores_of(shown.full).get(options.selected)
-    line: list[Piece] = [(f"Core {x},{y}: ", "head")]
+    line: list[Piece] = [(f"Core {x},{y}:", "head")]
     if core is None:
-        return [*line, (NOT_AVAILABLE, "dim")]
-    for metric, title in (
-        ("cb_physical", "CB"),
-        ("cb_resident", "resident"),
-        ("l1_used", "L1"),
-        ("headroom", "headroom"),
-    ):
-        value = core.get(METRICS[metric][0])
-        alarm = metric == "headroom" and value is not None and value < 0
-        line += [(f"{title} ", "dim"), (format_bytes(value) + "  ", "alarm" if alarm else "")]
+        return [*line, (f" {NOT_AVAILABLE}", "dim")]
     share = fragmentation(layout_of(shown.full), shown.core_ranges(x, y))
-    return [*line, ("fragmented ", "dim"), (format_value("fragmentation", share), "")]
+    figures = (
+        ("CB", core.get("cb_physical_bytes")),
+        ("L1", core.get("l1_used_bytes")),
+        ("headroom", core.get("headroom_bytes")),
+        ("fragmented", share),
+        ("resident", core.get("cb_resident_bytes")),
+        ("logical", core.get("cb_logical_bytes")),
+    )
+    for title, value in figures:
+        text = format_value("fragmentation" if title == "fragmented" else "", value)
+        alarm = title == "headroom" and value is not None and value < 0
+        pieces: list[Piece] = [(f"  {title} ", "dim"), (text, "alarm" if alarm else "")]
+        if sum(cell_width(text) for text, _ in line + pieces) <= screen.width:
+            line += pieces
+    return line
 
 
 def address_lines(shown: Shown, options: CoreOptions, screen: Screen, height: int) -> list[Line]:
@@ -199,35 +226,40 @@ def device_lines(shown: Shown, options: CoreOptions, screen: Screen) -> tuple[li
     height = screen.height or 24
     device = shown.device
     state = clean(device.get("state") or NOT_AVAILABLE)
-    about = f", {clean(device.get('arch') or f'arch {NOT_AVAILABLE}')}, asic {clean(device.get('asic_id') or NOT_AVAILABLE)}"
-    head: Line = [
-        (f"Device {clean(device.get('device_id'))}: ", "head"),
-        *[(text.strip(), style) for text, style in state_pieces(shown, len(state))],
-        (about + (", replay" if device.get("origin") == "replay" else ""), ""),
+    about = [clean(device.get("arch") or f"arch {NOT_AVAILABLE}"), f"grid {grid_text(device)}"]
+    about.append(f"asic {clean(device.get('asic_id') or NOT_AVAILABLE)}")
+    about += ["replay"] if device.get("origin") == "replay" else []
+    tabs, places = metric_line(options)
+    head: list[Line] = [
+        [
+            (f"Device {clean(device.get('device_id'))}: ", "head"),
+            *[(text.strip(), style) for text, style in state_pieces(shown, len(state))],
+            (f", {', '.join(about)}", ""),
+        ],
+        tabs,
     ]
+    selected = selected_line(shown, options, screen)
     if options.whole:
-        body = [selected_line(shown, options), *address_lines(shown, options, screen, height - 2)]
-        return [head, *body], None
-    map_width = 0
+        head[1] = selected
+        return [*head, *address_lines(shown, options, screen, height - 2)], None
     heat, geometry = heat_lines(shown, options, screen)
-    if geometry is not None:
-        needed = _LABEL + geometry.cell * (geometry.box[2] - geometry.box[0] + 1)
-        map_width = screen.width - needed - 2
-    if map_width < 58:
-        lines = [head, *heat, selected_line(shown, options)]
-        left = height - len(lines)
-        if left >= 4:
-            lines += address_lines(shown, options, screen, left)
+    if geometry is None:
+        return [*head, *heat], None
+    map_width = screen.width - _LABEL - geometry.cell * (geometry.box[2] - geometry.box[0] + 1) - 2
+    if map_width < SIDE_WIDTH:
+        top = len(head)
+        lines = [*head, *heat, selected]
+        if height - len(lines) >= 4:
+            lines += address_lines(shown, options, screen, height - len(lines))
     else:
+        head.append(selected)
+        top = len(head)
         side = Screen(map_width, screen.height, screen.color, screen.unicode)
-        right = address_lines(shown, options, side, height - 2)
-        lines = [head]
+        right = address_lines(shown, options, side, height - top)
+        lines = list(head)
         for number in range(max(len(heat), len(right))):
             line = list(heat[number]) if number < len(heat) else []
             width = sum(cell_width(text) for text, _ in line)
             line.append((" " * (screen.width - map_width - width), ""))
             lines.append([*line, *(right[number] if number < len(right) else [])])
-        lines.insert(1, selected_line(shown, options))
-    if geometry is not None:
-        geometry = HeatGeometry(geometry.top + (1 if map_width < 58 else 2), geometry.left, geometry.cell, geometry.box)
-    return lines[:height], geometry
+    return lines[:height], HeatGeometry(geometry.top + top, geometry.cell, geometry.box, places)

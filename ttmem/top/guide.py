@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ttmem.top.model import View
+from ttmem.views.dump import device_ranges
 from ttmem.views.notes import notes
 from ttmem.views.text import Line, Screen, clean, pad, wrap
 
@@ -52,7 +53,8 @@ KEYS = (
 )
 
 MEANINGS = (
-    "CB physical: bytes that a CB of any cached program covers, running or not. Resident: what the last dispatches left.",
+    "Physical CB: bytes that a CB of any cached program covers, running or not. Resident: what the last dispatches "
+    "left configured.",
     "Headroom: from the end of a core's CBs to its lowest L1 buffer. Negative: a cached program would clash.",
     "Fragmentation: the share of a core's free L1 that lies outside its largest free piece.",
 )
@@ -87,12 +89,14 @@ def note_lines(view: View, screen: Screen) -> list[Line]:
     lines: list[Line] = []
     for problem in view.problems:
         lines += [[(text, "warn")] for text in wrap(f"not readable: {problem}", screen, rest="  ")]
+    found: dict[tuple[str, str], list[int | None]] = {}
     for one in view.devices:
-        lines.append([(f"Device {clean(one.device.get('device_id'))}:", "head")])
-        found = notes(one.full)
-        for note in found:
-            texts = wrap(f"{note.kind}: {note.text}", screen, first="  ", rest="    ")
-            lines += [[(text, "warn" if note.kind == "warning" else "")] for text in texts]
-        if not found:
-            lines.append([("  nothing to note", "dim")])
-    return lines
+        # Devices of a mesh mostly share their notes: each text stands once.
+        for note in notes(one.full):
+            found.setdefault((note.kind, note.text), []).append(one.device.get("device_id"))
+    for (kind, text), ids in sorted(found.items(), key=lambda item: item[0][0] != "warning"):
+        known = [number for number in ids if number is not None]
+        who = device_ranges(known) if len(known) == len(ids) else "Device " + ", ".join(map(str, ids))
+        lines.append([(f"{clean(who)}: ", "head"), (kind, "warn" if kind == "warning" else "dim")])
+        lines += [[(part, "")] for part in wrap(text, screen, first="  ", rest="  ")]
+    return lines or [[("nothing to note", "dim")]]

@@ -10,6 +10,7 @@ from ttmem.top.model import BUCKET_NS, SERIES, Shown, View
 from ttmem.units import NOT_AVAILABLE, format_bytes
 from ttmem.views.dump import format_age, grid_text, l1_parts, used_l1
 from ttmem.views.notes import get
+from ttmem.views.tables import program_lines
 from ttmem.views.text import Line, Piece, Screen, cell_width, clean, level, pad, percent, stacked
 
 CHART_STYLES = {"cb": "cb", "l1": "buffers", "dram": "38;5;141"}
@@ -20,6 +21,8 @@ GROUPS = (1, 2, 4, 8)
 """How many buckets of the history one column of a chart may join."""
 CHARTS_LEAST = 9
 """Lines below which charts are not worth their place."""
+CHARTS_MOST = 20
+"""Lines beyond which charts are not better; what is left shows the largest programs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +82,7 @@ def list_lines(view: View, options: OverviewOptions, screen: Screen) -> list[Lin
     name_width = max(map(len, names), default=8)
     replays = any(one.device.get("origin") == "replay" for one in view.devices)
     wide = screen.width >= 108
-    state_width = 13 if wide else 6 if replays else 5
+    state_width = (13 if wide else 6) if replays else max([5, *(len(str(d.device.get("state"))) for d in view.devices)])
     tail = (13 + 9 + 17 if wide else 0) + 2 + state_width
     spark_width = max(0, (screen.width - 2 - name_width - tail) // 3 - 13)
     lines: list[Line] = []
@@ -125,14 +128,25 @@ def _panel(
     ]
     left = width - sum(cell_width(text) for text, _ in title)
     title.append((pad(share, left, ">") if left > len(share) else " " * left, level(value, total)))
-    remarks = f"of {format_bytes(total)}, peak {format_bytes(peak)}"
+    remarks = next(
+        (
+            text
+            for text in (
+                f"of {format_bytes(total)}, peak {format_bytes(peak)}",
+                f"peak {format_bytes(peak)} /{format_bytes(total)}",
+                f"peak {format_bytes(peak)}",
+            )
+            if len(text) <= width
+        ),
+        "",
+    )
     lines: list[Line] = [title, [(pad(remarks, width)[:width], "dim")]]
     rows = height - 3
     for row in area(values, top, rows, screen):
         lines.append([(row, CHART_STYLES[name])])
     seconds = 2 * width * BUCKET_NS * options.group // 10**9
     begin = f"{seconds} s ago"
-    middle = f"top {format_bytes(top)}"
+    middle = f"top {format_bytes(top if any(v is not None for v in values) else None)}"
     lines.append([(pad(begin + pad(middle, width - len(begin), ">"), width)[:width], "dim")])
     return lines
 
@@ -217,7 +231,7 @@ def overview_lines(view: View, options: OverviewOptions, screen: Screen) -> tupl
         # Many devices leave no room for charts beside them all; a full screen takes it from the list.
         spare = height - 1 - len(rows) - 1
         if spare >= CHARTS_LEAST:
-            charts = spare
+            charts = spare if options.mode == "full" or spare <= CHARTS_MOST + 4 else CHARTS_MOST
         elif options.mode == "full" or (height >= 20 and len(rows) > height - 1):
             charts = max(CHARTS_LEAST, height // 2)
     space = max(1, height - 1 - (charts + 1 if charts else 0))
@@ -228,7 +242,13 @@ def overview_lines(view: View, options: OverviewOptions, screen: Screen) -> tupl
         above, below = first, max(0, len(rows) - first - space)
         more = f" {above} more above, {below} more below " if above or below else ""
         shown.append([(rule * 2 + more + rule * (screen.width - 2 - len(more)), "free")])
-        shown += chart_lines(view.devices[options.selected], view, charts, options, screen)
+        one = view.devices[options.selected]
+        shown += chart_lines(one, view, charts, options, screen)
+        left = height - len(shown) - 1
+        if left >= 3:
+            # Room for the title, the headings, and one line that says how many rows are not shown.
+            lines = program_lines(one.device, screen, limit=left - 3)
+            shown += [[(rule * screen.width, "free")], *lines[:left]]
     return shown, 1, first
 
 
