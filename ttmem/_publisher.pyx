@@ -41,6 +41,7 @@ from ttmem._layout cimport (
     TTM_T_KERNEL,
     TTM_T_TABLES,
     TTM_TOTALS,
+    ttm_load,
     ttm_lock_acquire,
     ttm_lock_release,
     ttm_realtime_coarse_ns,
@@ -184,16 +185,16 @@ cdef class Publisher:
         self.traces = {}
         self.masks = {}
         self.next_id = 1
-        self.free_program_slots = list(range(TTM_PROGRAM_ROWS))
+        self.free_program_slots = []
         self.waiting_rows = []
-        self.free_buffer_slots = [list(range(TTM_BUFFER_ROWS // 2)), list(range(TTM_BUFFER_ROWS // 2, TTM_BUFFER_ROWS))]
+        self.free_buffer_slots = [[], []]
+        self.next_buffer_slot[1] = TTM_BUFFER_ROWS // 2
         self.problem = ""
         # One class of all cores and nothing on them: a fresh block says so before anything happens.
         self.cb.map_changed = self.l1.map_changed = True
         self.sync_class(self.cb, TTM_CB_CLASS, TTM_CB_RANGES, 0)
         self.sync_class(self.l1, TTM_L1_CLASS, TTM_L1_RANGES, 0)
         self.sync()
-        self.describe_block()
 
     def __dealloc__(self):
         cdef ProgramRow row
@@ -496,6 +497,9 @@ cdef class Publisher:
         cdef uint64_t *record
         if self.free_program_slots:
             row.slot = heapq.heappop(self.free_program_slots)
+        elif self.next_program_slot < TTM_PROGRAM_ROWS:
+            row.slot = self.next_program_slot
+            self.next_program_slot += 1
         else:
             smallest = min((r for r in self.rows.values() if (<ProgramRow> r).slot >= 0), key=_row_bytes)
             if smallest.footprint.logical >= row.footprint.logical:
@@ -903,11 +907,17 @@ cdef class Publisher:
         cdef uint64_t now = time.time_ns()
         half = 0 if row.buffer_type in (BufferType.L1, BufferType.L1_SMALL) else 1
         slots = self.free_buffer_slots[half]
-        if not slots:
+        cdef int side = half
+        cdef int slot
+        if slots:
+            slot = heapq.heappop(slots)
+        elif self.next_buffer_slot[side] < TTM_BUFFER_ROWS // 2 * (side + 1):
+            slot = self.next_buffer_slot[side]
+            self.next_buffer_slot[side] += 1
+        else:
             self.buffers_omitted += 1
             return self.publish_omitted()
         text = utf8_prefix(name, TTM_NAME_BYTES)
-        cdef int slot = heapq.heappop(slots)
         cdef uint64_t high = slot + 1 - (TTM_BUFFER_ROWS // 2 if half else 0)
         cdef bint room
         ttm_lock_acquire(&self.lock)
@@ -1068,6 +1078,8 @@ cdef class Publisher:
 
     def frozen(self):
         """Return a copy of the block as bytes, taken under the lock."""
+        if ttm_load(&self.block.control.generation) == 0:
+            self.describe_block()
         ttm_lock_acquire(&self.lock)
         try:
             return (<char *> self.block.block)[: self.block.block_bytes]
