@@ -21,8 +21,10 @@ from ttmem.cli.dump import main
 from ttmem.cli.page import PageFile
 from ttmem.units import format_bytes, format_exact
 from ttmem.views.dump import used_l1
+from ttmem.views.explanation import explain_figures, render_explanation
 from ttmem.views.html import CORE_COLUMNS, render_html
-from ttmem.views.notes import explain_figures, notes
+from ttmem.views.notes import notes
+from ttmem.views.text import Screen, percent
 
 EVIL = "</script><script>alert(1)</script><img src=x onerror=alert(2)>\"'`{{7*7}}\u2028<!--"
 
@@ -221,6 +223,13 @@ def test_the_figures_are_explained_with_the_devices_own_numbers() -> None:
     assert format_bytes(device["memory"]["kernel"]["persistent_bytes"]) in said
     assert format_bytes(device["l1_accounting"]["free_bytes"]) in said
     assert "0.2 MiB is normal" in said
+
+
+def test_devices_of_which_the_same_is_true_share_the_explanation() -> None:
+    text = render_explanation([n150(i) for i in range(4)] + [tt_metal(7)], Screen(width=80))
+    heads = [line for line in text.splitlines() if line.endswith(":") and not line.startswith(" ")]
+    assert heads == ["Devices 0-3:", "Device 7:"]
+    assert all(len(line) <= 80 for line in text.splitlines())
 
 
 def test_what_is_unknown_is_not_explained_away() -> None:
@@ -451,6 +460,16 @@ def test_sizes_read_the_same_as_in_the_terminal(show: Any) -> None:
     assert shown == [format_bytes(size) for size in sizes]
 
 
+@pytest.mark.parametrize("used", [0, 1, 5 * 2**20, 8 * 2**30, 12 * 1024**3 - 1, 12 * 1024**3])
+def test_shares_read_the_same_as_in_the_terminal(show: Any, used: int) -> None:
+    device = n150()
+    device["memory"]["dram"]["used_bytes"] = used
+    browser = show(page(device))
+    said = text_of(browser, '[data-label="DRAM"] .more')
+    assert said.startswith(f"{percent(used, 12 * 1024**3)} of 12.0 GiB")
+    assert browser.run("document.querySelectorAll('[data-label=DRAM] .bar i').length") == (1 if used else 0)
+
+
 def test_a_galaxy_of_replays_says_so(show: Any) -> None:
     browser = show(page(*thirty_two()))
     assert "replay" in text_of(browser, ".device-head")
@@ -493,6 +512,7 @@ def test_dump_writes_the_page_of_what_is_published(
     assert ["cb", 105664, 171200] in drawn
     assert ["buffers", 1400000, 1402048] in drawn
     assert "L1 buffer: weights" in text_of(browser, "#map")
+    assert "L1\t" in text_of(browser, "[aria-label=Buffers]")
     assert not list(tmp_path.glob(".*.new"))
 
 
