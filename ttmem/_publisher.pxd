@@ -57,6 +57,7 @@ cdef class Publisher:
     cdef uint32_t buffers_omitted
     cdef readonly str origin
 
+    cdef int describe_block(self) except -1
     cdef bint usable(self) except -1
     cdef void sync_class(self, Intervals plane, uint32_t class_kind, uint32_t ranges_kind, uint32_t slot) noexcept nogil
     cdef int settle(self) except -1

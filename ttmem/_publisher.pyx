@@ -12,7 +12,6 @@ lock guards engine and block, so that compiled callers need neither. No Python c
 
 import heapq
 import logging
-import os
 import time
 
 cimport cython
@@ -50,8 +49,8 @@ from ttmem._segment cimport DeviceBlock
 
 from ttmem import segment
 from ttmem._segment import record_grid
-from ttmem.cores import CoreRangeSet, as_core_range_set
-from ttmem.errors import CapacityError, ClosedError, InvalidIntervalError, UnknownIdError
+from ttmem.cores import as_core_range_set
+from ttmem.errors import ClosedError, InvalidIntervalError, UnknownIdError
 from ttmem.model import DRAM_ALIGNMENT, MAX_ADDRESS, BufferType, CircularBuffer, check_bytes
 from ttmem.placement import place
 
@@ -102,6 +101,7 @@ UNKNOWN_L1_LIMIT = 4 * 1024 * 1024
 """How far addresses may reach where the size of L1 is not known, bytes; the largest known L1 has 1.5 MiB."""
 
 
+@cython.no_gc_clear  # the engine must outlive what it interned
 cdef class PreparedFootprint:
     """A program's circular buffers, prepared once; take it in place of the list."""
 
@@ -159,6 +159,7 @@ class _Batch:
         self._publisher._end_batch()
 
 
+@cython.no_gc_clear
 cdef class Publisher:
     """Publishes one device's memory; made by :func:`ttmem.publish`.
 
@@ -192,6 +193,7 @@ cdef class Publisher:
         self.sync_class(self.cb, TTM_CB_CLASS, TTM_CB_RANGES, 0)
         self.sync_class(self.l1, TTM_L1_CLASS, TTM_L1_RANGES, 0)
         self.sync()
+        self.describe_block()
 
     def __dealloc__(self):
         cdef ProgramRow row
@@ -206,6 +208,11 @@ cdef class Publisher:
 
     # Life
 
+    cdef int describe_block(self) except -1:
+        """Write all there is into the block where it lies now."""
+        self.block.describe(self.device_id, self.geometry, 1 if self.origin == "replay" else 0, time.time_ns())
+        return 0
+
     def attach_file(self, file):
         """Publish in a segment's file; on failure the figures stay private, and :attr:`problem` says why."""
         try:
@@ -213,19 +220,16 @@ cdef class Publisher:
             self.file = file
             self.problem = ""
         except OSError as error:
-            self.keep_private()
+            self.file = None
+            # The attempt may have left an empty block; the figures go on in private memory.
+            self.describe_block()
             self.problem = f"{error.strerror or error} ({file.directory})"
             log.warning("ttmem does not publish device %d: %s; the program goes on", self.device_id, self.problem)
-
-    def keep_private(self):
-        """Keep the figures in private memory, in the same form as published ones."""
-        self.file = None
-        self.block.describe(self.device_id, self.geometry, 1 if self.origin == "replay" else 0, time.time_ns())
 
     @property
     def published(self):
         """Whether other processes can read the figures."""
-        return self.file is not None and not self.closed
+        return self.file is not None and not self.closed and ttm_canary_value() == self.born
 
     @property
     def path(self):
@@ -1033,6 +1037,9 @@ cdef class Publisher:
         return _Batch(self)
 
     def _begin_batch(self):
+        # In a forked child another thread's hold of the lock would last for ever.
+        if ttm_canary_value() != self.born:
+            return
         ttm_lock_acquire(&self.lock)
         self.batch_depth += 1
         ttm_lock_release(&self.lock)
@@ -1052,7 +1059,10 @@ cdef class Publisher:
         """
         from ttmem import reader
 
-        if self.usable() and self.file is not None:
+        if not self.usable():
+            # The block is not there in a forked child, where nothing is recorded.
+            return Publisher(self.device_id, self.geometry).snapshot()
+        if self.file is not None:
             return reader.snapshot_of_publisher(self.file.path, self.device_id)
         return reader.snapshot_of_bytes(self.frozen(), self.device_id)
 
