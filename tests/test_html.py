@@ -339,6 +339,15 @@ def test_a_click_on_a_core_opens_its_address_map(show: Any) -> None:
     assert "core=1,6" in browser.run("location.hash")
 
 
+def test_arrow_keys_move_the_selection_to_the_edge(show: Any) -> None:
+    browser = show(page(n150()))
+    browser.click('rect.core[data-core="6,7"]')
+    browser.run("document.querySelector('#heat svg').focus()")
+    for key in ("ArrowRight", "ArrowRight", "ArrowDown", "ArrowUp"):
+        browser.press(key)
+    assert "core 7,6" in text_of(browser, "#map-title")
+
+
 def test_the_address_map_zooms_to_the_gap_and_back(show: Any) -> None:
     browser = show(page(n150()))
     label = "document.querySelector('svg.map').getAttribute('aria-label')"
