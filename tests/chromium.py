@@ -149,6 +149,11 @@ class Chromium:
         for kind in ("mousePressed", "mouseReleased"):
             self.call("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
 
+    def press(self, key: str) -> None:
+        """Press a key of a name such as ``ArrowLeft`` on what has the focus."""
+        for kind in ("keyDown", "keyUp"):
+            self.call("Input.dispatchKeyEvent", type=kind, key=key, code=key)
+
     def screenshot(self, path: Path) -> None:
         """Write a picture of the whole page."""
         answer = self.call("Page.captureScreenshot", captureBeyondViewport=True, format="png")

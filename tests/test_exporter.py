@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -161,6 +162,20 @@ def test_the_server_exports_what_the_snapshot_says(device: ttmem.Publisher) -> N
     assert value(found, "ttmem_process_memory_bytes", type="cb", **at, **who) == row["cb_physical_bytes"]
     assert value(found, "ttmem_process_memory_bytes", type="dram", **at, **who) == 777216
     assert value(found, "ttmem_up") == 1
+
+
+@pytest.mark.parametrize(
+    "region", sorted((Path(__file__).parent / "captures").glob("n150_*.bin")), ids=lambda p: p.stem
+)
+def test_what_tt_metal_publishes_is_exported_as_its_json_says(
+    region: Path, shm: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copy(region, shm / region.name.partition(".")[2].removesuffix(".bin"))
+    assert main(["--json"]) == 0
+    (device,) = json.loads(capsys.readouterr().out)["devices"]
+    assert device["source"] == "tt-metal"
+    assert main(["--once"]) == 0
+    assert_equals_json(samples(capsys.readouterr().out), device)
 
 
 def test_the_numbers_add_up(device: ttmem.Publisher) -> None:

@@ -21,8 +21,10 @@ from ttmem.cli.dump import main
 from ttmem.cli.page import PageFile
 from ttmem.units import format_bytes, format_exact
 from ttmem.views.dump import used_l1
+from ttmem.views.explanation import explain_figures, render_explanation
 from ttmem.views.html import CORE_COLUMNS, render_html
-from ttmem.views.notes import explain_figures, notes
+from ttmem.views.notes import notes
+from ttmem.views.text import Screen, percent
 
 EVIL = "</script><script>alert(1)</script><img src=x onerror=alert(2)>\"'`{{7*7}}\u2028<!--"
 
@@ -223,6 +225,13 @@ def test_the_figures_are_explained_with_the_devices_own_numbers() -> None:
     assert "0.2 MiB is normal" in said
 
 
+def test_devices_of_which_the_same_is_true_share_the_explanation() -> None:
+    text = render_explanation([n150(i) for i in range(4)] + [tt_metal(7)], Screen(width=80))
+    heads = [line for line in text.splitlines() if line.endswith(":") and not line.startswith(" ")]
+    assert heads == ["Devices 0-3:", "Device 7:"]
+    assert all(len(line) <= 80 for line in text.splitlines())
+
+
 def test_what_is_unknown_is_not_explained_away() -> None:
     (said,) = explain_figures(tt_metal())
     assert "cannot be told" in said
@@ -328,6 +337,15 @@ def test_a_click_on_a_core_opens_its_address_map(show: Any) -> None:
     drawn = browser.run("[...document.querySelectorAll('svg.map rect.f-buffers')].map(r => Number(r.dataset.begin))")
     assert core["l1_lowest_address"] in drawn
     assert "core=1,6" in browser.run("location.hash")
+
+
+def test_arrow_keys_move_the_selection_to_the_edge(show: Any) -> None:
+    browser = show(page(n150()))
+    browser.click('rect.core[data-core="6,7"]')
+    browser.run("document.querySelector('#heat svg').focus()")
+    for key in ("ArrowRight", "ArrowRight", "ArrowDown", "ArrowUp"):
+        browser.press(key)
+    assert "core 7,6" in text_of(browser, "#map-title")
 
 
 def test_the_address_map_zooms_to_the_gap_and_back(show: Any) -> None:
@@ -451,6 +469,16 @@ def test_sizes_read_the_same_as_in_the_terminal(show: Any) -> None:
     assert shown == [format_bytes(size) for size in sizes]
 
 
+@pytest.mark.parametrize("used", [0, 1, 5 * 2**20, 8 * 2**30, 12 * 1024**3 - 1, 12 * 1024**3])
+def test_shares_read_the_same_as_in_the_terminal(show: Any, used: int) -> None:
+    device = n150()
+    device["memory"]["dram"]["used_bytes"] = used
+    browser = show(page(device))
+    said = text_of(browser, '[data-label="DRAM"] .more')
+    assert said.startswith(f"{percent(used, 12 * 1024**3)} of 12.0 GiB")
+    assert browser.run("document.querySelectorAll('[data-label=DRAM] .bar i').length") == (1 if used else 0)
+
+
 def test_a_galaxy_of_replays_says_so(show: Any) -> None:
     browser = show(page(*thirty_two()))
     assert "replay" in text_of(browser, ".device-head")
@@ -493,6 +521,7 @@ def test_dump_writes_the_page_of_what_is_published(
     assert ["cb", 105664, 171200] in drawn
     assert ["buffers", 1400000, 1402048] in drawn
     assert "L1 buffer: weights" in text_of(browser, "#map")
+    assert "L1\t" in text_of(browser, "[aria-label=Buffers]")
     assert not list(tmp_path.glob(".*.new"))
 
 

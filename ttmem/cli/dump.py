@@ -19,7 +19,7 @@ from ttmem.errors import TtmemError
 from ttmem.views import fields
 from ttmem.views.cores import METRICS, grid_of, render_heat_map, render_map
 from ttmem.views.dump import grid_text, render_devices
-from ttmem.views.notes import render_explanation
+from ttmem.views.explanation import render_explanation
 from ttmem.views.tables import render_list, render_processes, render_programs
 from ttmem.views.text import Screen, clean, wrap
 

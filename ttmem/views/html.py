@@ -19,9 +19,11 @@ import jinja2
 from markupsafe import Markup
 
 from ttmem._version import __version__
+from ttmem.model import BufferType
 from ttmem.views.cores import layout_of
 from ttmem.views.dump import header_parts, used_l1
-from ttmem.views.notes import explain_figures, get, notes
+from ttmem.views.explanation import explain_figures
+from ttmem.views.notes import get, notes
 from ttmem.views.text import Device, clean
 
 CORE_COLUMNS = (
@@ -84,6 +86,13 @@ def _rows(items: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> list[li
     return [[item.get(column) for column in columns] for item in items]
 
 
+def _named(buffer: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a buffer with the name of its type in place of the number."""
+    kind = buffer.get("buffer_type")
+    named = BufferType(kind).name if isinstance(kind, int) and kind in set(BufferType) else kind
+    return {**buffer, "buffer_type": named}
+
+
 def _maps(details: CoreDetails | None) -> dict[str, Any] | None:
     """Return the ranges of all cores, equal lists once; most cores of a chip look alike."""
     if details is None:
@@ -118,7 +127,7 @@ def _device(
     layout = layout_of(device)
     programs, cores = device.get("programs"), device.get("cores")
     page = {key: value for key, value in device.items() if key not in ("cores", "programs", "region")}
-    held = None if buffers is None else sorted(buffers, key=lambda row: -(row.get("size_bytes") or 0))
+    held = None if buffers is None else sorted(map(_named, buffers), key=lambda row: -(row.get("size_bytes") or 0))
     return {
         **page,
         "header": header_parts(device, taken_ns),
