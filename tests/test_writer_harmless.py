@@ -239,7 +239,7 @@ assert again.published
 assert [d.memory.dram.used_bytes for d in ttmem.devices()][:2] == [11, 33]
 print("done")
 """
-    assert in_a_small_tmpfs(directory, 128, code).splitlines()[-1] == "done"
+    assert in_a_small_tmpfs(directory, 108, code).splitlines()[-1] == "done"
 
 
 def test_a_file_deleted_under_a_writer_is_published_again(directory: Path, caplog: pytest.LogCaptureFixture) -> None:
