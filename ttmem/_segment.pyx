@@ -84,6 +84,7 @@ cdef extern from "<sys/mman.h>" nogil:
         MAP_PRIVATE
         MAP_ANONYMOUS
         MADV_DONTFORK
+        MADV_REMOVE
     void *MAP_FAILED
 
 cdef extern from *:
@@ -257,6 +258,8 @@ cdef class DeviceBlock:
             and self._touch(TTM_BLOCK_HEADER_BYTES + self.image_bytes, self.section[TTM_CB_RANGES].offset)
         ):
             code = errno
+            # What was obtained before it was full is given back.
+            madvise(memory, self.block_bytes, MADV_REMOVE)
             munmap(memory, self.block_bytes)
             self._attach(before)
             for kind in range(TTM_SECTION_COUNT):

@@ -128,7 +128,7 @@ def lock(fd: int, byte: int = WRITER_BYTE) -> bool:
 
 def is_locked(fd: int) -> bool:
     """Tell whether some writer holds a file; needs only read permission and takes nothing."""
-    # Asked as a reader's lock, which only a writer's contradicts: whoever may read a file can put a reader's lock on it,
+    # Asked as a reader's lock, which only a writer's contradicts: whoever may read a file can put such a lock on it,
     # and must not make a dead writer look alive by that.
     answer = fcntl.fcntl(fd, fcntl.F_OFD_GETLK, _FLOCK.pack(fcntl.F_RDLCK, os.SEEK_SET, WRITER_BYTE, 1, 0))
     return bool(_FLOCK.unpack(answer)[0] != fcntl.F_UNLCK)
