@@ -721,6 +721,32 @@ def test_a_sampler_survives_what_its_source_throws() -> None:
     assert seen == [None]
 
 
+def test_a_reading_that_costs_much_makes_room_before_the_next() -> None:
+    waits: list[float] = []
+
+    class Source:
+        def poll(self) -> list[Any]:
+            begun = time.thread_time()
+            while time.thread_time() - begun < 0.02:
+                pass
+            return []
+
+        def close(self) -> None:
+            pass
+
+    sampler = Sampler(Source(), Model(), 0.01, share=0.1)
+
+    def wait(seconds: float) -> None:
+        waits.append(seconds)
+        sampler._ended.set()
+
+    sampler._hurry = SimpleNamespace(wait=wait, clear=lambda: None, set=lambda: None)
+    begun = time.monotonic()
+    sampler.run()
+    # 20 ms of work at a tenth of a core: the next reading is due 200 ms after this one was.
+    assert waits[0] + (time.monotonic() - begun) >= 0.2
+
+
 # The command
 
 
