@@ -110,7 +110,7 @@ def test_a_reader_sees_the_old_or_the_new_version_after_every_instruction(
 
 
 def commits(body: Callable[[], None], path_in: Path) -> tuple[int, list[int]]:
-    """Return how many instructions lie between a body's first two marks, and after which of them ``seq`` had changed."""
+    """Return how many instructions lie between the first two marks, and after which ``seq`` had changed."""
     count = 0
     changes = []
     with Tracee(body) as writer:

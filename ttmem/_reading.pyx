@@ -47,6 +47,7 @@ from ttmem._layout cimport (
     TTM_RESIDENT,
     TTM_SECTION_COUNT,
     TTM_SECTIONS,
+    TTM_STATE_CLOSED,
     TTM_STATE_LIVE,
     TTM_STATIC_WORDS,
     TTM_T_CB,
@@ -275,6 +276,8 @@ cdef class BlockReading:
         memcpy(&self.header, head, sizeof(ttm_block_header))
         self.generation = after.generation
         self.live = after.state == TTM_STATE_LIVE
+        if not self.live and after.state != TTM_STATE_CLOSED:
+            raise CorruptSegmentError(f"the block at {offset} has the state {after.state}, which is none")
         if not self.live:
             return 0
         if self.header.check != ttm_check(<uint64_t *> head, TTM_STATIC_WORDS - 1):

@@ -126,8 +126,8 @@ def lock(fd: int, byte: int = WRITER_BYTE) -> bool:
 
 def is_locked(fd: int) -> bool:
     """Tell whether some writer holds a file; needs only read permission and takes nothing."""
-    # Asked as a reader's lock, which only a writer's contradicts: whoever may read a file can put a reader's lock on it, and
-    # must not make a dead writer look alive by that.
+    # Asked as a reader's lock, which only a writer's contradicts: whoever may read a file can put a reader's lock on it,
+    # and must not make a dead writer look alive by that.
     answer = fcntl.fcntl(fd, fcntl.F_OFD_GETLK, _FLOCK.pack(fcntl.F_RDLCK, os.SEEK_SET, WRITER_BYTE, 1, 0))
     return bool(_FLOCK.unpack(answer)[0] != fcntl.F_UNLCK)
 
@@ -298,8 +298,8 @@ def writer_file(directory: Path, space: str) -> WriterFile:
     if not _hooked:
         _hooked = True
         atexit.register(_close_all)
-        # A child that is forked while another thread makes a file would inherit its descriptor, and with it the lock that says
-        # that this process lives.
+        # A child that is forked while another thread makes a file would inherit its descriptor, and with it the lock
+        # that says that this process lives.
         os.register_at_fork(before=_hold, after_in_parent=_let_go, after_in_child=_let_go)
     return file
 
