@@ -384,7 +384,7 @@ def test_the_heat_map_shows_each_figure_of_the_json() -> None:
                 for (x, y), core in by_xy.items():
                     line = screens.lines()[geometry.top + y]
                     begin = 4 + x * geometry.cell
-                    text = line[begin : begin + geometry.cell].strip(" []")
+                    text = line[begin : begin + geometry.cell].strip(" []>")
                     assert text == corepage._short(core[column], 1024)
             await screens.press("m")
         assert screens.app.core.metric == "cb_physical"
@@ -428,6 +428,28 @@ def test_the_mouse_selects_a_core_a_metric_a_tab_and_a_device() -> None:
         assert screens.app.core.metric == name == "headroom"
 
     run(steps, first=[made.n150(0), made.n150(1)])
+
+
+@pytest.mark.parametrize("size", [(80, 24), (120, 40)])
+def test_the_selected_core_is_marked_without_colour_and_loses_no_digit(size: tuple[int, int]) -> None:
+    async def steps(screens: Screens) -> None:
+        await screens.press("2", "m", "m", "m")
+        core = made.p150()["cores"][0]
+        number = corepage._short(core["headroom_bytes"], 1024)
+        line = screens.lines()[screens.app._heat.top]
+        assert f"[{number}]" in line.replace("[ ", "[") or f">{number}" in line
+
+    run(steps, size=size, first=[made.p150()])
+
+
+def test_s_makes_the_colours_end_at_the_largest_value() -> None:
+    async def steps(screens: Screens) -> None:
+        await screens.press("2")
+        assert "full is 1.3 MiB" in screens.body
+        await screens.press("s")
+        assert "full is 464.0 KiB" in screens.body
+
+    run(steps)
 
 
 def test_enter_gives_the_address_map_the_whole_page_and_escape_takes_it_back() -> None:
@@ -719,6 +741,32 @@ def test_a_sampler_survives_what_its_source_throws() -> None:
     assert model.view().devices[0].device["device_id"] == 0
     assert source.closed
     assert seen == [None]
+
+
+def test_a_reading_that_costs_much_makes_room_before_the_next() -> None:
+    waits: list[float] = []
+
+    class Source:
+        def poll(self) -> list[Any]:
+            begun = time.thread_time()
+            while time.thread_time() - begun < 0.02:
+                pass
+            return []
+
+        def close(self) -> None:
+            pass
+
+    sampler = Sampler(Source(), Model(), 0.01, share=0.1)
+
+    def wait(seconds: float) -> None:
+        waits.append(seconds)
+        sampler._ended.set()
+
+    sampler._hurry = SimpleNamespace(wait=wait, clear=lambda: None, set=lambda: None)
+    begun = time.monotonic()
+    sampler.run()
+    # 20 ms of work at a tenth of a core: the next reading is due 200 ms after this one was.
+    assert waits[0] + (time.monotonic() - begun) >= 0.2
 
 
 # The command

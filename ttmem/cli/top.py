@@ -11,6 +11,10 @@ from ttmem._version import __version__
 from ttmem.cli.dump import _selected, _UsageError
 from ttmem.errors import CaptureError
 
+_INTERVAL = 0.1
+"""Seconds between two samples unless told."""
+_SHARE = 0.125
+"""The most of a core that sampling may take unless an interval is told."""
 EXIT_DONE, EXIT_NOTHING, EXIT_USAGE = range(3)
 _EPILOG = """\
 keys: 1-5 pages, arrows select, Enter opens, Space pauses, m figure of the heat map, , . sort, / filter, h help, q quit
@@ -37,9 +41,9 @@ def build_parser() -> argparse.ArgumentParser:
     add(
         "--interval",
         type=_interval,
-        default=0.1,
         metavar="SEC",
-        help="seconds between two samples (default 0.1); the screen is painted at most 4 times a second",
+        help="seconds between two samples (default 0.1, longer where that would take more than an eighth of a core); the "
+        "screen is painted at most 4 times a second",
     )
     add("--source", choices=("auto", "ttmem", "tt-metal"), default="auto", help="who published it (default auto)")
     add("--replay", metavar="FILE", help="play a file: dumps of ttmem-dump --json, one alone or one on each line")
@@ -91,15 +95,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     from ttmem.top.app import TopApp
 
     model = Model()
+    interval = _INTERVAL if args.interval is None else args.interval
     encoding = (sys.stdout.encoding or "ascii").lower().replace("-", "").replace("_", "")
     app = TopApp(
         model,
-        sampler=Sampler(source, model, args.interval),
+        sampler=Sampler(source, model, interval, share=_SHARE if args.interval is None else 1.0),
         player=player,
         where=os.environ.get("TTMEM_SHM_DIR") or "/dev/shm",
         color=color,
         unicode=encoding.startswith("utf"),
-        interval=args.interval,
+        interval=interval,
     )
     code = app.run()
     return EXIT_DONE if code is None else code

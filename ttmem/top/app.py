@@ -25,7 +25,7 @@ PAGES = ("overview", "device", "programs", "processes", "notes")
 _TABLES = {"programs": table.PROGRAMS, "processes": table.PROCESSES}
 _HINTS = {
     "overview": "Enter open  +/- time  s scale  a/f/c charts",
-    "device": "arrows core  m figure  Enter map  n/p device",
+    "device": "arrows core  m figure  Enter map  n/p device  s scale",
     "programs": ",/. sort  i invert  / filter  d this device",
     "processes": ",/. sort  i invert  / filter  d this device",
     "notes": "Up/Down scroll",
@@ -51,6 +51,7 @@ class TopApp(App[int]):
     #body { height: 1fr; }
     #foot { height: 1; }
     """
+    TITLE = "ttmem-top"
     ENABLE_COMMAND_PALETTE = False
     # Before textual's own, which copies text or asks for another key.
     BINDINGS = [Binding("ctrl+c", "leave", show=False, priority=True)]  # noqa: RUF012
@@ -384,6 +385,8 @@ class TopApp(App[int]):
             self.core = replace(self.core, metric=names[at % len(names)])
         elif name == "enter":
             self.core = replace(self.core, whole=not self.core.whole)
+        elif name == "s":
+            self.core = replace(self.core, capacity_scale=not self.core.capacity_scale)
         elif name in ("pageup", "pagedown"):
             self._select(self.index + (1 if name == "pagedown" else -1))
         elif name in ("home", "end") and box is not None:

@@ -36,11 +36,14 @@ class CoreOptions:
         metric: one of :data:`METRICS`.
         selected: the core whose address map is shown.
         whole: whether the address map has the page to itself.
+        capacity_scale: whether colours end at the room of a core; else at the largest value. Headroom always ends at
+            the room.
     """
 
     metric: str = "cb_physical"
     selected: tuple[int, int] = (0, 0)
     whole: bool = False
+    capacity_scale: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +131,12 @@ def _cell_style(metric: str, value: int | None, scale: int) -> str:
     return _heat(_RAMP[_step(value, scale, len(_RAMP))])
 
 
+def _marked(text: str, width: int) -> str:
+    if len(text) + 2 <= width:
+        return "[" + pad(text, width - 2, ">") + "]"
+    return pad(">" + text if len(text) < width else text[:width], width)
+
+
 def heat_lines(shown: Shown, options: CoreOptions, screen: Screen) -> tuple[list[Line], HeatGeometry | None]:
     """Return the heat map with the selected core marked, and where its cores stand."""
     device = shown.full
@@ -142,10 +151,12 @@ def heat_lines(shown: Shown, options: CoreOptions, screen: Screen) -> tuple[list
         scale = 1000
     else:
         scale, _ = _scale(device, known)
+        if not options.capacity_scale and options.metric != "headroom":
+            scale = max([1, *known])
     x0, y0, x1, y1 = box
     room = max(3, (screen.width - _LABEL) // (x1 - x0 + 1))
     longest = max(len(_cell_text(options.metric, value)) for value in values.values())
-    cell = min(room, max(6, longest + 2))
+    cell = min(room, max(6, longest + 3))
     numbers = "".join(pad(f"{x} ", cell - 1, ">") + " " for x in range(x0, x1 + 1))
     lines: list[Line] = [[(" " * _LABEL + numbers, "dim")]]
     for y in range(y0, y1 + 1):
@@ -159,8 +170,8 @@ def heat_lines(shown: Shown, options: CoreOptions, screen: Screen) -> tuple[list
                 text = _cell_text(options.metric, value)
                 style = _cell_style(options.metric, value, scale) if screen.color else ""
                 if here:
-                    # Brackets, so that the mark is seen without colour too.
-                    row.append((("[" + pad(text, cell - 3, ">") + "]")[: cell - 1], "1;7"))
+                    # Brackets where they fit, so that the mark is seen without colour too.
+                    row.append((_marked(text, cell - 1), "1;7"))
                 else:
                     row.append((pad(text + " ", cell - 1, ">") if len(text) < cell - 1 else text[: cell - 1], style))
             row.append((" ", ""))

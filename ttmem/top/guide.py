@@ -37,6 +37,7 @@ KEYS = (
             ("arrows, mouse", "select a core"),
             ("m M", "next or previous figure of the heat map"),
             ("Enter", "address map on the whole page"),
+            ("s", "colours: to the room of a core, or to the largest"),
         ),
     ),
     (

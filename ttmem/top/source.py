@@ -244,13 +244,15 @@ class Sampler(threading.Thread):
         source: closed when the thread ends.
         model: takes the samples.
         interval: seconds between two readings.
+        share: the most of a core that reading may take; where it would take more, readings are further apart.
     """
 
-    def __init__(self, source: Source, model: Model, interval: float) -> None:
+    def __init__(self, source: Source, model: Model, interval: float, *, share: float = 1.0) -> None:
         super().__init__(name="ttmem-top-sampler", daemon=True)
         self._source = source
         self._model = model
         self._interval = interval
+        self._share = share
         self._ended = threading.Event()
         self._hurry = threading.Event()
         self.error: str | None = None
@@ -262,6 +264,7 @@ class Sampler(threading.Thread):
         due = time.monotonic()
         try:
             while not self._ended.is_set():
+                began = time.thread_time()
                 try:
                     for reading in self._source.poll():
                         self._model.add(reading)
@@ -271,7 +274,8 @@ class Sampler(threading.Thread):
                         self.on_first = None
                 except Exception as error:  # shown on the screen: a monitor outlives what it cannot read
                     self.error = f"{type(error).__name__}: {error}"
-                due = max(due + self._interval, time.monotonic())
+                apart = max(self._interval, (time.thread_time() - began) / self._share)
+                due = max(due + apart, time.monotonic())
                 self._hurry.wait(max(0.0, due - time.monotonic()))
                 self._hurry.clear()
         finally:
