@@ -173,11 +173,14 @@ def read_live(*, source: str = "auto", host: Any = None, buffers: bool = True, c
     for snapshot in reading.devices:
         device = snapshot.to_dict(cores=cores)
         if buffers:
-            device["buffers"] = [
-                {**row, "buffer_type": BufferType(row["buffer_type"]).name} for row in snapshot.buffers()
-            ]
+            device["buffers"] = buffer_rows(snapshot)
         devices.append(device)
     return Dump(devices, reading.taken_ns, socket.gethostname(), list(reading.problems))
+
+
+def buffer_rows(snapshot: Any) -> list[dict[str, Any]]:
+    """Return the live buffers of a snapshot, their types by name."""
+    return [{**row, "buffer_type": BufferType(row["buffer_type"]).name} for row in snapshot.buffers()]
 
 
 def cb_base_of(device: Mapping[str, Any]) -> int | None:
