@@ -1,7 +1,7 @@
-"""What does publishing cost, what does reading cost, and what does a reader see when the writer dies?
+"""Tell what publishing and reading cost, and what a reader sees when the writer dies.
 
-``python -m benchmarks.segment`` takes about a minute, ``--quick`` some seconds. Results go to benchmarks/results/segment.json.
-Updates are timed on one processor while readers, where there are some, run on another.
+``python -m benchmarks.segment`` takes about a minute, ``--quick`` some seconds. Results go to
+benchmarks/results/segment.json. Updates are timed on one processor while readers, where there are some, run on another.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ from typing import Any
 import ttmem
 from benchmarks import build, machine
 from benchmarks.peers import records
-from benchmarks.run import RESULTS, _time, own_shared_memory, python_loop_ns
+from benchmarks.run import RESULTS
+from benchmarks.timing import own_shared_memory, python_loop_ns, show_time
 
 PACKAGES = ("cython", "numpy", "prometheus-client")
 GEOMETRY: dict[str, Any] = {"arch": "blackhole", "grid": (14, 10), "l1_cb_base": 111488}
@@ -184,9 +185,13 @@ def measure_ours(loops: Any, rounds: int) -> list[Row]:
                 rows.append(Row(what, goal, *figures(times)))
                 base = statistics.median(times)
                 # Unchanged within a tenth is the goal where a compiled caller writes.
-                rows.append(Row(f"{what}, polled at 1 kHz", 1.1 * base if what in goals else None, *figures(polled[what])))
+                rows.append(
+                    Row(f"{what}, polled at 1 kHz", 1.1 * base if what in goals else None, *figures(polled[what]))
+                )
             with ttmem.attach(0) as reader:
-                rows.append(Row("snapshot() of a 140-core device", 20e3, *figures(timed(reader.snapshot, 100 * rounds))))
+                rows.append(
+                    Row("snapshot() of a 140-core device", 20e3, *figures(timed(reader.snapshot, 100 * rounds)))
+                )
                 whole = timed(lambda: reader.snapshot().to_dict(), 2 * rounds)
                 rows.append(Row("snapshot().to_dict() of it, 140 cores", None, *figures(whole)))
                 cores = timed(lambda: reader.snapshot().cores, 10 * rounds)
@@ -246,7 +251,9 @@ def _import_time() -> Row:
     script = "import time; begin = time.perf_counter_ns(); import ttmem; print(time.perf_counter_ns() - begin)"
     times = []
     for _ in range(5):
-        done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=machine.ROOT)
+        done = subprocess.run(
+            [sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=machine.ROOT
+        )
         times.append(float(done.stdout))
     return Row("import ttmem", None, *figures(times))
 
@@ -282,7 +289,9 @@ def measure_peers(directory: Path, rounds: int) -> tuple[list[Row], dict[str, st
         left_out["PCP MMV"] = reason
     else:
         rows.append(Row("PCP MMV: update of eight figures", None, *figures(times)))
-        left_out["PCP MMV, read and death of the writer"] = "reading needs a running pmcd, which this benchmark does not start"
+        left_out["PCP MMV, read and death of the writer"] = (
+            "reading needs a running pmcd, which this benchmark does not start"
+        )
     return rows, left_out
 
 
@@ -355,7 +364,7 @@ def deaths_of_peers(directory: Path, trials: int, chance: random.Random) -> list
         for _ in range(trials):
             _killed_while(write, chance.uniform(0.001, 0.003))
             if isinstance(peer, records.SocketPeer):
-                # What was sent is still on its way through the daemon: as many questions as may be ahead of the hang-up.
+                # What was sent is still on its way: as many questions as messages may be ahead of the hang-up.
                 for _ in range(2000):
                     seen = peer.read()
                     if seen is None:
@@ -413,8 +422,8 @@ def table(rows: list[Row], deaths: list[Deaths]) -> str:
     """Return the results as text."""
     lines = []
     for row in rows:
-        goal = "" if row.goal is None else f"  goal {_time(row.goal):>8}" + ("" if row.reached else "   MISSED")
-        lines.append(f"{row.what:<66} min {_time(row.minimum):>8}  median {_time(row.median):>8}{goal}")
+        goal = "" if row.goal is None else f"  goal {show_time(row.goal):>8}" + ("" if row.reached else "   MISSED")
+        lines.append(f"{row.what:<66} min {show_time(row.minimum):>8}  median {show_time(row.median):>8}{goal}")
     lines.append("")
     for one in deaths:
         note = f"  ({one.note})" if one.note else ""
@@ -428,10 +437,12 @@ def table(rows: list[Row], deaths: list[Deaths]) -> str:
 def main(arguments: list[str] | None = None) -> int:
     """Run the benchmark; return 0, or 1 if ttmem showed a torn or a dead record."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.segment", description=__doc__.split("\n")[0])
-    parser.add_argument("--quick", action="store_true", help="some seconds")
+    mode = parser.add_mutually_exclusive_group()
+    mode.add_argument("--quick", action="store_true", help="some seconds")
+    mode.add_argument("--smoke", action="store_true", help="see that it runs; the times mean nothing")
     parser.add_argument("--output", type=Path, default=RESULTS, help="where segment.json goes")
     options = parser.parse_args(arguments)
-    rounds, trials = (5, 10) if options.quick else (100, 300)
+    rounds, trials = (1, 3) if options.smoke else (5, 10) if options.quick else (100, 300)
     begin = time.monotonic()
     head = machine.describe(PACKAGES)
     loops = build.loops()
@@ -449,7 +460,8 @@ def main(arguments: list[str] | None = None) -> int:
     options.output.mkdir(parents=True, exist_ok=True)
     result = {
         "benchmark": "segment",
-        "command": "python -m benchmarks.segment" + (" --quick" if options.quick else ""),
+        "command": "python -m benchmarks.segment"
+        + (" --quick" if options.quick else " --smoke" if options.smoke else ""),
         **head,
         "duration_s": round(time.monotonic() - begin, 1),
         "left_out": left_out,
