@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import random
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 from ttmem._engine import IntervalEngine
 
 pytest.importorskip("benchmarks", reason="the benchmarks are in the repository, not in the package")
-from benchmarks import workloads
+from benchmarks import report, workloads
 from benchmarks.peers import libraries
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -118,3 +119,13 @@ def test_the_segment_benchmark_runs_and_sees_no_torn_and_no_dead_record_of_ours(
     if importlib.util.find_spec("prometheus_client") is None:
         assert "prometheus_client multiprocess" in result["left_out"]
     assert not [path for path in set(Path("/dev/shm").iterdir()) - before if path.name.startswith("ttmem-bench-")]
+
+
+def test_the_page_on_performance_says_what_the_results_say():
+    page = report.PAGE.read_text()
+    assert set(re.findall(r"<!-- (\w+) -->", page)) == {*report.BLOCKS, "end"}
+    assert report.render(page) == page, "python -m benchmarks.report writes the page anew"
+    for name in ("engine", "segment", "floor"):
+        result = json.loads((report.RESULTS / f"{name}.json").read_text())
+        assert re.fullmatch(r"[0-9a-f]{40}", result["commit"]), "a result belongs to a commit"
+        assert result["machine"]["processor"]
