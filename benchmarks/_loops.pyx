@@ -7,7 +7,14 @@ from libc.stdint cimport uint32_t, uint64_t, uintptr_t
 from libc.stdlib cimport calloc, free, malloc
 
 from ttmem._core cimport CbRange, Footprint, Intervals
-from ttmem._layout cimport TTM_T_CB, TTM_TOTALS, ttm_lock_acquire, ttm_lock_release, ttm_realtime_coarse_ns
+from ttmem._layout cimport (
+    TTM_T_CB,
+    TTM_TOTALS,
+    ttm_lock,
+    ttm_lock_acquire,
+    ttm_lock_release,
+    ttm_realtime_coarse_ns,
+)
 from ttmem._publisher cimport PreparedFootprint, Publisher
 
 
@@ -269,4 +276,56 @@ def update_record(Publisher publisher, uint64_t count, bint with_clock=True):
         record[1] = before
         publisher.block.mark(TTM_TOTALS, TTM_T_CB)
         publisher.block.commit(now)
+    return begin
+
+
+def cold_line(size_t evicted_bytes, uint64_t count):
+    """Read one cache line after memory of this size was touched; return nanoseconds of each, net of the clock."""
+    cdef uint64_t i, begin, end, clock = <uint64_t> -1
+    cdef char *memory = <char *> calloc(evicted_bytes, 1)
+    cdef uint64_t *line = <uint64_t *> calloc(count + 1, 4096)
+    cdef list result = []
+    if memory == NULL or line == NULL:
+        raise MemoryError()
+    for i in range(1000):
+        begin = bench_now_ns()
+        clock = min(clock, bench_now_ns() - begin)
+    for i in range(count):
+        line[i * 512] = i
+        with nogil:
+            bench_evict(memory, evicted_bytes)
+            # The compiler must not remember what it wrote.
+            bench_use(<uint64_t> <uintptr_t> line)
+            bench_fence()
+            begin = bench_now_ns()
+            bench_use(line[i * 512])
+            end = bench_now_ns()
+        result.append(max(0, <long long> (end - begin) - <long long> clock))
+    free(memory)
+    free(line)
+    return result
+
+
+def lock_pair(uint64_t count):
+    """Take and release the publisher's lock; return nanoseconds for all."""
+    cdef uint64_t i, begin
+    cdef ttm_lock lock
+    lock.held = 0
+    with nogil:
+        begin = bench_now_ns()
+        for i in range(count):
+            ttm_lock_acquire(&lock)
+            ttm_lock_release(&lock)
+        begin = bench_now_ns() - begin
+    return begin
+
+
+def coarse_clock(uint64_t count):
+    """Read the clock of the time stamps; return nanoseconds for all."""
+    cdef uint64_t i, begin
+    with nogil:
+        begin = bench_now_ns()
+        for i in range(count):
+            bench_use(ttm_realtime_coarse_ns())
+        begin = bench_now_ns() - begin
     return begin

@@ -1,7 +1,7 @@
-"""What does publishing cost, what does reading cost, and what does a reader see when the writer dies?
+"""Tell what publishing and reading cost, and what a reader sees when the writer dies.
 
-``python -m benchmarks.segment`` takes about a minute, ``--quick`` some seconds. Results go to benchmarks/results/segment.json.
-Updates are timed on one processor while readers, where there are some, run on another.
+``python -m benchmarks.segment`` takes about a minute, ``--quick`` some seconds. Results go to
+benchmarks/results/segment.json. Updates are timed on one processor while readers, where there are some, run on another.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ from typing import Any
 import ttmem
 from benchmarks import build, machine
 from benchmarks.peers import records
-from benchmarks.run import RESULTS, _time, own_shared_memory, python_loop_ns
+from benchmarks.run import RESULTS
+from benchmarks.timing import own_shared_memory, python_loop_ns, show_time
 
 PACKAGES = ("cython", "numpy", "prometheus-client")
 GEOMETRY: dict[str, Any] = {"arch": "blackhole", "grid": (14, 10), "l1_cb_base": 111488}
@@ -363,7 +364,7 @@ def deaths_of_peers(directory: Path, trials: int, chance: random.Random) -> list
         for _ in range(trials):
             _killed_while(write, chance.uniform(0.001, 0.003))
             if isinstance(peer, records.SocketPeer):
-                # What was sent is still on its way through the daemon: as many questions as may be ahead of the hang-up.
+                # What was sent is still on its way: as many questions as messages may be ahead of the hang-up.
                 for _ in range(2000):
                     seen = peer.read()
                     if seen is None:
@@ -421,8 +422,8 @@ def table(rows: list[Row], deaths: list[Deaths]) -> str:
     """Return the results as text."""
     lines = []
     for row in rows:
-        goal = "" if row.goal is None else f"  goal {_time(row.goal):>8}" + ("" if row.reached else "   MISSED")
-        lines.append(f"{row.what:<66} min {_time(row.minimum):>8}  median {_time(row.median):>8}{goal}")
+        goal = "" if row.goal is None else f"  goal {show_time(row.goal):>8}" + ("" if row.reached else "   MISSED")
+        lines.append(f"{row.what:<66} min {show_time(row.minimum):>8}  median {show_time(row.median):>8}{goal}")
     lines.append("")
     for one in deaths:
         note = f"  ({one.note})" if one.note else ""
@@ -436,10 +437,12 @@ def table(rows: list[Row], deaths: list[Deaths]) -> str:
 def main(arguments: list[str] | None = None) -> int:
     """Run the benchmark; return 0, or 1 if ttmem showed a torn or a dead record."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.segment", description=__doc__.split("\n")[0])
-    parser.add_argument("--quick", action="store_true", help="some seconds")
+    mode = parser.add_mutually_exclusive_group()
+    mode.add_argument("--quick", action="store_true", help="some seconds")
+    mode.add_argument("--smoke", action="store_true", help="see that it runs; the times mean nothing")
     parser.add_argument("--output", type=Path, default=RESULTS, help="where segment.json goes")
     options = parser.parse_args(arguments)
-    rounds, trials = (5, 10) if options.quick else (100, 300)
+    rounds, trials = (1, 3) if options.smoke else (5, 10) if options.quick else (100, 300)
     begin = time.monotonic()
     head = machine.describe(PACKAGES)
     loops = build.loops()
@@ -457,7 +460,8 @@ def main(arguments: list[str] | None = None) -> int:
     options.output.mkdir(parents=True, exist_ok=True)
     result = {
         "benchmark": "segment",
-        "command": "python -m benchmarks.segment" + (" --quick" if options.quick else ""),
+        "command": "python -m benchmarks.segment"
+        + (" --quick" if options.quick else " --smoke" if options.smoke else ""),
         **head,
         "duration_s": round(time.monotonic() - begin, 1),
         "left_out": left_out,

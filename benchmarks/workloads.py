@@ -1,13 +1,13 @@
 """Workloads: programs as TT-Metal would lay them out, and programs made to hurt.
 
-A workload holds ``cached`` programs that are there before a round starts and up to 256 more that come and go in the round.
+A workload holds ``cached`` programs that are there before a round starts and 256 more that come and go in the round.
 """
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -122,7 +122,7 @@ class Workload:
         begin, end = self.begin.tolist(), self.end.tolist()
         chosen = inside.tolist()
         bounds = self.first.tolist()
-        return [[(begin[i], end[i]) for i in range(low, high) if chosen[i]] for low, high in itertools.pairwise(bounds)]
+        return [[(begin[i], end[i]) for i in range(low, high) if chosen[i]] for low, high in pairwise(bounds)]
 
     def physical(self, programs: int) -> int:
         """Return the bytes covered by the first programs, summed over cores: the dumb model, byte by byte."""
@@ -324,7 +324,8 @@ def captures(grid: Grid, cached: int, cbs: int) -> Workload:
     """The programs of the captures of real models that lie in the tests, over and over."""
     del cbs
     programs = []
-    for path in sorted([*CAPTURES.glob("n150_*.json"), *CAPTURES.glob("n150_*.json.gz")]):
+    board = "p150" if grid is BLACKHOLE else "n150"
+    for path in sorted(CAPTURES.glob(f"{board}_*.json*")):
         if ".meta." in path.name:
             continue
         for circular_buffers in captured(path):

@@ -1,15 +1,15 @@
 """Python libraries that keep intervals, each for ONE core; a device has 64 to 140 of them.
 
-A library that cannot take one of several equal ranges away again (a plain set of points or intervals) is rebuilt from what is
-left at each removal, as its user would have to.
+A library that cannot take one of several equal ranges away again (a plain set of points or intervals) is rebuilt from
+what is left at each removal, as its user would have to.
 """
 
 from __future__ import annotations
 
 import importlib
-import itertools
 from bisect import bisect_left
 from collections.abc import Iterable, Sequence
+from itertools import pairwise
 from typing import Any, Protocol
 
 import numpy as np
@@ -135,7 +135,7 @@ class SortedBoundariesPeer:
             self._cut(begin)
             self._cut(end)
             bounds = list(self._counts.irange(begin, end))
-            for low, high in itertools.pairwise(bounds):
+            for low, high in pairwise(bounds):
                 count = self._counts[low] + step
                 self._counts[low] = count
                 if count == (step == 1):
@@ -225,7 +225,7 @@ class RoaringPeer:
 
 
 class SuperIntervalsPeer:
-    """superintervals: a static index; an addition appends, the query merges, a removal rebuilds. Its ends are inclusive."""
+    """superintervals: a static index; an addition appends, the query merges, a removal rebuilds."""
 
     def __init__(self, limit: int) -> None:
         self._module = importlib.import_module("superintervals")

@@ -1,7 +1,7 @@
-"""Other ways to show a process's eight figures to other processes: the record that a ttmem device keeps of a kind of memory.
+"""Other ways to show eight figures of a process to others: as much as a ttmem device keeps of a kind of memory.
 
-Each peer can be written by one process and read by another; all eight figures are set to one value, so that a reader can
-tell a record that is torn.
+Each peer can be written by one process and read by another; all eight figures are set to one value, so that a reader
+can tell a record that is torn.
 """
 
 from __future__ import annotations
