@@ -16,6 +16,7 @@
 #ifndef TTM_HOOK_H
 #define TTM_HOOK_H
 
+#include <execinfo.h>
 #include <pthread.h>
 #include <stdio.h>
 
@@ -233,6 +234,17 @@ static inline const char *ttm_site_name(void *site) {
     }
     ttm_lock_release(&ttm_hook.lock);
     return known ? known : name ? name : "";
+}
+
+/* The name of the operation that this thread is in, found among its callers; "" if there is none. Slow, for new programs only. */
+static const char *ttm_caller_name(void) {
+    void *frames[24];
+    int count = backtrace(frames, 24);
+    for (int i = 2; i < count; ++i) {
+        const char *name = ttm_site_name(frames[i]);
+        if (name[0]) return name;
+    }
+    return "";
 }
 
 static inline int ttm_is_on(void) { return __atomic_load_n(&ttm_hook.on, __ATOMIC_RELAXED); }
@@ -468,6 +480,14 @@ static void ttm_layout_end(void) {
         for (size_t i = 0; i < layout->cbs.count; ++i) ttm_note_chip(of[i]);
         ttm_lock_acquire(&ttm_hook.lock);
         ttm_hook_program *program = mine && ttm_hook.on ? ttm_program(impl, 1) : NULL;
+        if (program && !program->name[0]) {
+            /* A program made from a spec is laid out before its first dispatch names it. */
+            ttm_lock_release(&ttm_hook.lock);
+            const char *name = ttm_caller_name();
+            ttm_lock_acquire(&ttm_hook.lock);
+            program = ttm_hook.on ? ttm_program(impl, 1) : NULL;
+            if (program) program->name = name;
+        }
         if (program) {
             program->id = id;
             ttm_program_record record = {id, program->name};
@@ -492,7 +512,7 @@ static void ttm_layout_end(void) {
     } else if (impl && ttm_is_on()) {
         /* No circular buffers, or none that are new. */
         ttm_lock_acquire(&ttm_hook.lock);
-        ttm_hook_program *program = ttm_program(impl, 0);
+        ttm_hook_program *program = ttm_hook.on ? ttm_program(impl, 1) : NULL;
         if (program) ttm_program_laid_out(program);
         ttm_lock_release(&ttm_hook.lock);
     }
@@ -533,10 +553,10 @@ static void ttm_hook_layout_dfb(void *program, const void *device) {
     TTM_ORIGINAL(T_LAYOUT_DFB, void (*)(void *, const void *))(program, device);
     if (ttm_current.program && ttm_current.cbs.count) {
         /* These were noted without a chip: they lie on every chip of the device. */
-        int32_t chips[TTM_MAX_CHIPS];
+        int32_t chips[TTM_MAX_CHIPS] = {-1};
         uint32_t count = ttm_chips(device, chips, TTM_MAX_CHIPS);
         size_t cbs = ttm_current.cbs.count;
-        for (size_t i = 0; i < cbs; ++i) ((int32_t *)ttm_current.cb_chips.data)[i] = count ? chips[0] : -1;
+        for (size_t i = 0; i < cbs; ++i) ((int32_t *)ttm_current.cb_chips.data)[i] = chips[0];
         for (uint32_t c = 1; c < count && ttm_current.program; ++c) {
             for (size_t i = 0; i < cbs; ++i) {
                 ttm_cb_record was = ((ttm_cb_record *)ttm_current.cbs.data)[i];
@@ -545,7 +565,10 @@ static void ttm_hook_layout_dfb(void *program, const void *device) {
                 *cb = was;
             }
         }
-        if (!count) ttm_current.program = NULL;
+        if (!count) {
+            __atomic_fetch_add(&ttm_hook.unknown_devices, 1, __ATOMIC_RELAXED);
+            ttm_current.program = NULL;
+        }
     }
     ttm_layout_end();
 }
