@@ -1,6 +1,7 @@
 """Build the compiled modules; everything else stands in pyproject.toml.
 
-TTMEM_BUILD=debug turns every check on, and with it the engine's self-check after each operation; asan, ubsan and tsan build with that sanitizer.
+TTMEM_BUILD=debug turns every check on, the engine's self-check after each operation among them; asan, ubsan and tsan
+build with that sanitizer.
 """
 
 import os
@@ -17,7 +18,7 @@ MODES = {
     "tsan": ["-O1", "-g", "-UNDEBUG", "-fsanitize=thread"],
 }
 mode = os.environ.get("TTMEM_BUILD", "release")
-flags = [*MODES[mode], "-std=c11", "-fvisibility=hidden", "-Wall", "-Wextra", "-Wno-unused-parameter"]
+flags = [*MODES[mode], "-std=c11", "-fvisibility=hidden", "-Wall", "-Wextra", "-Wno-unused-parameter", "-Wno-sign-compare"]
 checked = mode != "release"
 package = Path("ttmem")
 

@@ -15,6 +15,9 @@ from ttmem.errors import (
     UnknownIdError,
 )
 from ttmem.model import BufferType, CircularBuffer
+from ttmem.publisher import Publisher, publish
+from ttmem.reader import Reader, attach, devices
+from ttmem.snapshot import Snapshot
 
 __all__ = [
     "AlreadyPublishedError",
@@ -30,7 +33,13 @@ __all__ = [
     "DeviceNotFoundError",
     "InvalidIntervalError",
     "LayoutMismatchError",
+    "Publisher",
+    "Reader",
+    "Snapshot",
     "TtmemError",
     "UnknownIdError",
     "__version__",
+    "attach",
+    "devices",
+    "publish",
 ]

@@ -1,0 +1,254 @@
+"""The text of ttmem-dump: golden screens, figures equal to the JSON, sums that add up."""
+
+from __future__ import annotations
+
+import os
+import re
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from made_devices import SETS, TAKEN_NS, n150, p150, stale, tt_metal
+
+from ttmem.units import format_bytes
+from ttmem.views.cores import METRICS, render_heat_map, render_map
+from ttmem.views.dump import render_devices
+from ttmem.views.tables import render_list, render_processes, render_programs
+from ttmem.views.text import Screen, cell_width
+
+GOLDEN = Path(__file__).parent / "golden"
+LABELS = {
+    "DRAM": "memory.dram.used_bytes",
+    "L1": "memory.l1.used_bytes",
+    "CB": "memory.cb.physical_bytes",
+    "Kernels": "memory.kernel.used_bytes",
+    "L1 Small": "memory.l1_small.used_bytes",
+    "Trace": "memory.trace.used_bytes",
+}
+MAP = {"cb_ranges": [[105664, 580800, ["ttnn::matmul", "ttnn::softmax"]]], "l1_ranges": [[425984, 1474560]]}
+
+
+def dump(name: str, width: int, **screen: Any) -> str:
+    return render_devices(SETS[name](), Screen(width=width, **screen), now_ns=TAKEN_NS)
+
+
+def screens() -> dict[str, str]:
+    made = {f"{name}_{width}": dump(name, width) for name in ("n150", "p150") for width in (60, 80, 120, 160)}
+    made |= {f"{name}_80": dump(name, 80) for name in ("tt_metal", "stale")}
+    made |= {f"eight_{width}": dump("eight", width, height=23) for width in (60, 80, 120, 160)}
+    made |= {f"thirty_two_{width}": dump("thirty_two", width, height=39) for width in (80, 160)}
+    made["n150_80_color"] = dump("n150", 80, color=True)
+    made["n150_80_ascii"] = dump("n150", 80, unicode=False)
+    made["eight_80_color"] = dump("eight", 80, height=23, color=True)
+    plain, ascii_only, color = Screen(80), Screen(80, unicode=False), Screen(80, color=True)
+    made["cores_80"] = render_heat_map(n150(), plain)
+    made["cores_80_ascii"] = render_heat_map(p150(), ascii_only)
+    made["cores_80_color"] = render_heat_map(p150(), color)
+    made["cores_headroom_80"] = render_heat_map(n150(), plain, metric="headroom")
+    made["map_80"] = render_map(n150(), (3, 4), MAP, plain)
+    made["map_80_ascii"] = render_map(n150(), (3, 4), MAP, ascii_only)
+    made["map_80_color"] = render_map(n150(), (3, 4), MAP, color)
+    every = [n150(), p150(1), stale(2), tt_metal(3)]
+    made["processes_80"] = render_processes(every, plain)
+    made["programs_80"] = render_programs(every, plain)
+    made["list"] = render_list(every)
+    return made
+
+
+SCREENS = screens()
+
+
+@pytest.mark.parametrize("name", SCREENS)
+def test_screens_are_as_committed(name: str) -> None:
+    """TTMEM_GOLDEN=write writes them anew; look at the difference before committing it."""
+    path = GOLDEN / f"{name}.txt"
+    if os.environ.get("TTMEM_GOLDEN") == "write":
+        path.write_text(SCREENS[name], encoding="utf-8")
+    assert SCREENS[name] == path.read_text(encoding="utf-8")
+
+
+def test_no_golden_screen_is_left_over() -> None:
+    assert {path.stem for path in GOLDEN.glob("*.txt")} == set(SCREENS)
+
+
+def figure(device: Any, path: str) -> int | None:
+    for key in path.split("."):
+        device = device[key]
+    return device  # type: ignore[no-any-return]
+
+
+def check_figures(text: str, device: dict[str, Any]) -> None:
+    """Each labelled line begins, after spaces, with the JSON's figure."""
+    for label, path in LABELS.items():
+        found = re.findall(rf"^ *{label}: +(N/A|-?[\d.]+ (?:B|[KMGTPE]iB))(?= |$)", text, re.MULTILINE)
+        assert found == [format_bytes(figure(device, path))], label
+
+
+def check_sum(text: str, device: dict[str, Any]) -> None:
+    """The account of L1 adds up in what is printed, to the byte, and is the JSON's."""
+    rows = re.findall(
+        r"^  ([ +=-]) (reserved|CB|buffers|L1 small|overlap|used|free|capacity) +([\d,]+) B", text, re.MULTILINE
+    )
+    got = {name: int(size.replace(",", "")) for _, name, size in rows}
+    account = device["l1_accounting"]
+    if account["total_bytes"] is None:
+        assert not rows
+        return
+    used = got["reserved"] + got["CB"] + got["buffers"] + got["L1 small"] - got["overlap"]
+    assert got["used"] == used
+    assert used + got["free"] == got["capacity"]
+    names = ("reserved", "CB", "buffers", "L1 small", "overlap", "free", "capacity")
+    keys = ("reserved", "cb", "buffer", "l1_small", "overlap", "free", "total")
+    assert [got[name] for name in names] == [account[f"{key}_bytes"] for key in keys]
+    assert re.search(rf"^  Total L1: +{re.escape(format_bytes(used))} ", text, re.MULTILINE)
+
+
+@pytest.mark.parametrize("width", [40, 60, 80, 120, 200])
+@pytest.mark.parametrize("name", ["n150", "p150", "tt_metal", "stale"])
+def test_every_figure_is_the_json_figure_at_any_width(name: str, width: int) -> None:
+    text = dump(name, width)
+    check_figures(text, SETS[name]()[0])
+    check_sum(text, SETS[name]()[0])
+
+
+sizes = st.one_of(st.none(), st.just(0), st.integers(1, 2**45))
+
+
+@st.composite
+def devices(draw: st.DrawFn) -> dict[str, Any]:
+    device = n150(draw(st.integers(0, 2**31 - 1)))
+    for group in device["memory"].values():
+        for name in group:
+            group[name] = draw(sizes)
+    if draw(st.booleans()):
+        reserved, small, free = (draw(st.integers(0, 2**30)) for _ in range(3))
+        cb, buffers = draw(st.integers(0, 2**30)), draw(st.integers(0, 2**30))
+        overlap = draw(st.integers(0, min(cb, buffers)))
+        total = reserved + cb + buffers + small - overlap + free
+        values = (total, reserved, cb, buffers, small, overlap, free)
+    else:
+        values = (None,) * 7
+    names = ("total", "reserved", "cb", "buffer", "l1_small", "overlap", "free")
+    device["l1_accounting"] = {f"{n}_bytes": v for n, v in zip(names, values, strict=True)}
+    device["state"] = draw(st.sampled_from(["live", "idle", "stale", "initializing", "foreign-version", "unreadable"]))
+    device["asic_id"] = draw(st.sampled_from([None, "0x1", "0xffffffffffffffff"]))
+    for key in ("cores", "programs", "processes", "grid"):
+        if draw(st.booleans()):
+            device[key] = None
+    device["warnings"] = draw(st.lists(st.text(max_size=60), max_size=2))
+    return device
+
+
+@settings(max_examples=60, deadline=None)
+@given(devices(), st.integers(40, 200), st.booleans())
+def test_figures_and_sums_hold_for_any_device(device: dict[str, Any], width: int, unicode: bool) -> None:
+    screen = Screen(width=width, unicode=unicode)
+    text = render_devices([device], screen)
+    device["warnings"] = []
+    clean_text = render_devices([device], screen)
+    check_figures(clean_text, device)
+    check_sum(clean_text, device)
+    assert all(cell_width(line) <= width for line in text.split("\n"))
+    assert unicode or text.isascii()
+    render_devices([device, device], screen, compact=True)
+
+
+@pytest.mark.parametrize("width", range(40, 201, 20))
+def test_no_line_of_any_view_is_longer_than_the_screen(width: int) -> None:
+    screen = Screen(width=width)
+    texts = [dump(name, width, height=height) for name in SETS for height in (None, 23)]
+    for device in (n150(), p150(), stale(), tt_metal()):
+        texts += [render_heat_map(device, screen, metric=metric) for metric in METRICS]
+        texts += [render_map(device, (3, 4), MAP, screen), render_map(device, (99, 0), MAP, screen)]
+        texts += [render_processes([device], screen), render_programs([device], screen)]
+    for text in texts:
+        assert max(cell_width(line) for line in text.split("\n")) <= width, text
+
+
+def test_piped_text_of_many_devices_keeps_a_labelled_line_for_each() -> None:
+    text = dump("thirty_two", 80)
+    found = re.findall(r"^(Device \d+:| *CB:)", text, re.MULTILINE)
+    assert [f.strip() for f in found] == [t for i in range(32) for t in (f"Device {i}:", "CB:")]
+
+
+def test_many_devices_fit_one_screen_of_a_terminal() -> None:
+    assert dump("eight", 80, height=23).count("\n") <= 23
+    assert dump("thirty_two", 80, height=39).count("\n") <= 39
+    assert dump("n150", 80, height=23).count("\n") <= 23
+
+
+def test_the_compact_table_has_a_line_and_the_figures_of_each_device() -> None:
+    text = dump("eight", 160, height=23)
+    for device in SETS["eight"]():
+        (line,) = re.findall(rf"^Device {device['device_id']}:.*$", text, re.MULTILINE)
+        assert all(format_bytes(figure(device, path)) in line for path in LABELS.values())
+        assert device["state"] in line
+
+
+def test_colour_moves_no_column() -> None:
+    for name in SETS:
+        colored = re.sub(r"\x1b\[[\d;]*m", "", dump(name, 80, color=True))
+        assert [line.rstrip() for line in colored.split("\n")] == dump(name, 80).split("\n")
+
+
+def test_text_without_colour_has_no_escapes_and_ascii_is_ascii() -> None:
+    for name in SETS:
+        assert "\x1b" not in dump(name, 80)
+        assert dump(name, 80, unicode=False).isascii()
+
+
+def test_a_process_name_cannot_steer_the_terminal() -> None:
+    device = n150(warnings=["bad \x1b[2Jtext"])
+    device["processes"][0]["name"] = "evil\x1b[31m\nname"
+    device["programs"][0]["name"] = "op\x07\r"
+    for text in (
+        render_devices([device], Screen()),
+        render_processes([device], Screen()),
+        render_programs([device], Screen()),
+    ):
+        assert not set(text) & set("\x1b\x07\r")
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"state": "stale"}, "Only dead processes"),
+        ({"state": "foreign-version"}, "does not read"),
+        ({"consistent": False}, "Not consistent"),
+        ({"origin": "replay"}, "A replay of a recording"),
+        ({"warnings": ["something odd"]}, "warning: something odd"),
+        ({"source": "tt-metal"}, "TT-Metal's own region"),
+        ({"programs_omitted": 7}, "7 more programs"),
+        ({}, "would clash"),
+        ({"cores": None}, "claimed twice"),
+    ],
+)
+def test_a_note_stands_where_a_number_can_mislead(changes: dict[str, Any], words: str) -> None:
+    assert words in render_devices([n150(**changes)], Screen(width=200))
+
+
+def test_a_device_of_unknowns_shows_no_number_and_no_bar() -> None:
+    text = dump("tt_metal", 80)
+    assert text.count("N/A") == 10
+    assert not re.search(r"\d \wiB|%|█|░", text)
+
+
+def test_the_heat_map_has_every_core_of_the_grid() -> None:
+    text = render_heat_map(n150(), Screen(width=80))
+    rows = re.findall(r"^ +\d  .*$", text, re.MULTILINE)
+    assert [len(row.split()) for row in rows[-8:]] == [9] * 8
+    assert sum(row.count("464") for row in rows) == 48
+
+
+def test_a_map_names_every_range_and_covers_all_of_l1() -> None:
+    text = render_map(n150(), (3, 4), MAP, Screen(width=120))
+    rows = re.findall(r"^  0x(\w+)  +0x(\w+) ", text, re.MULTILINE)
+    spans = sorted((int(begin, 16), int(end, 16)) for begin, end in rows)
+    assert spans[0][0] == 0
+    assert spans[-1][1] == 1499136
+    assert all(a[1] == b[0] for a, b in pairwise(spans))
+    assert "ttnn::matmul, ttnn::softmax" in text
+    assert "(overlap)" in text

@@ -1,0 +1,1316 @@
+"""The interval engine: which bytes of each core's L1 are covered by the CBs of the programs of one device.
+
+Programs are added and removed as footprints; physical (union), logical (sum) and resident bytes of the device and of each
+core are current after every call, and no call walks over the programs.
+
+How it is built:
+  - A footprint is interned. A *simple* one is one core set with sorted ranges that neither overlap nor touch and whose
+    logical bytes are their sum; anything else is a *composite* of simple ones, each with its logical bytes per core. A
+    *peak* is the profile of a trace and can only be dispatched.
+  - Cores that are in the same live core sets form a class and share one cover tree (`_cover.h`).
+  - What the last dispatches left is a list of layers, each with the cores it still holds.
+
+Invariants, true between any two calls:
+  1. Equal lists of CBs have one Footprint: parts are in the order of their addresses, ranges ascending.
+  2. `live` of a simple footprint = programs that have it + live composites made of it. Its ranges are once in the cover of
+     every class inside its core set exactly while live > 0, however many programs have it.
+  3. `live` of a core set = simple footprints with bytes, live > 0, on it. While that is above 0, each class lies inside it
+     or outside it. `slots` lists those inside if `epoch` is the engine's.
+  4. The classes partition the cores; the signature of a class is the sum of the tags of the live core sets around it. So
+     classes with equal signatures have equal covers and equal logical bytes, and may be joined. They are joined once as
+     many core sets were dropped as there are classes, and always when none is live.
+  5. A class's physical is what its cover counts; physical of the device = sum over classes of physical x cores; logical
+     likewise, and also the sum over programs of their footprint's logical.
+  6. Layers hold disjoint, non-empty sets of cores; resident = the sum over layers of their bytes on the cores they hold.
+  7. `refs` counts holders: callers, programs, layers, composites (of parts), simple footprints (of core sets). At 0 it is
+     freed.
+  8. A call that fails leaves every figure as it was.
+"""
+
+cimport cython
+from libc.stdint cimport UINT32_MAX, int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t, uintptr_t
+from libc.stdlib cimport abort, free, malloc
+from libc.string cimport memcmp, memcpy, memset
+
+from ttmem.errors import CapacityError, InvalidIntervalError, UnknownIdError
+
+
+cdef extern from "_atomic.h" nogil:
+    void ttm_lock_acquire(ttm_lock *lock)
+    void ttm_lock_release(ttm_lock *lock)
+
+
+cdef extern from "_store.h" nogil:
+    bint TTM_DEBUG_BUILD
+    ctypedef struct ttm_item:
+        void *cores
+        uint64_t range
+    void *ttm_alloc(ttm_heap *heap, size_t size)
+    void *ttm_alloc_zeroed(ttm_heap *heap, size_t size)
+    void ttm_free(ttm_heap *heap, void *block)
+    uint64_t ttm_hash(const uint64_t *words, size_t count, uint64_t seed)
+    uint64_t ttm_random(uint64_t *state)
+    uint64_t ttm_entropy(const void *salt)
+    uint32_t ttm_popcount(const uint64_t *mask, size_t words)
+    uint32_t ttm_popcount_and(const uint64_t *a, const uint64_t *b, size_t words)
+    uint32_t ttm_lowest_bit(uint64_t word)
+    void ttm_sort_ranges(uint64_t *ranges, size_t count)
+    size_t ttm_merge_ranges(uint64_t *ranges, size_t count, uint64_t *covered)
+    void ttm_sort_pairs(uint64_t *words, size_t count)
+    void ttm_sort_items(ttm_item *items, size_t count)
+    uint64_t ttm_now_ns()
+
+
+cdef extern from "_cover.h" nogil:
+    int ttm_pool_reserve(ttm_pool *pool, uint32_t begin, uint32_t end)
+    void ttm_pool_trim(ttm_pool *pool)
+    int ttm_cover_init(ttm_pool *pool, ttm_cover *cover)
+    int ttm_cover_copy(ttm_pool *pool, ttm_cover *copy, const ttm_cover *source)
+    void ttm_cover_free(ttm_pool *pool, ttm_cover *cover)
+    int64_t ttm_cover_update(ttm_pool *pool, ttm_cover *cover, uint32_t begin, uint32_t end, int step)
+    uint32_t ttm_cover_ranges(const ttm_pool *pool, const ttm_cover *cover, uint64_t *out, uint32_t maximum)
+    uint32_t ttm_cover_end(const ttm_pool *pool, const ttm_cover *cover)
+    uint32_t ttm_cover_lowest(const ttm_pool *pool, const ttm_cover *cover)
+
+
+cdef enum:
+    SIMPLE = 0
+    COMPOSITE = 0x40000000
+    PEAK = 0x80000000
+    KIND = 0xC0000000
+    SIZE = 0x3FFFFFFF
+    FEW = 64            # ranges that are interned without touching the allocator
+    MIN_BUCKETS = 64
+
+DEBUG = bool(TTM_DEBUG_BUILD)
+
+
+cdef inline uint64_t *tail(const Footprint *footprint) noexcept nogil:
+    """Simple: ranges, begin | end << 32. Else: parts of two words, the mask, the number of atoms, atoms (bytes, mask)."""
+    return <uint64_t *>(footprint + 1)
+
+
+cdef inline uint64_t *set_mask(const CoreSet *cores) noexcept nogil:
+    return <uint64_t *>(cores + 1)
+
+
+cdef inline uint16_t *set_slots(const CoreSet *cores, uint32_t words) noexcept nogil:
+    return <uint16_t *>(set_mask(cores) + words)
+
+
+cdef inline uint64_t *members(const CoreClass *group) noexcept nogil:
+    return <uint64_t *>(group + 1)
+
+
+cdef inline uint32_t size_of(const Footprint *footprint) noexcept nogil:
+    return footprint.shape & SIZE
+
+
+cdef inline bint has_bytes(const Footprint *simple) noexcept nogil:
+    return simple.shape != SIMPLE and simple.cores != NULL
+
+
+cdef inline bint has_core(const uint64_t *mask, uint32_t core) noexcept nogil:
+    return (mask[core >> 6] >> (core & 63)) & 1
+
+
+cdef inline uint64_t *profile(const Footprint *footprint) noexcept nogil:
+    """The mask, the number of atoms and the atoms of a composite or peak."""
+    return tail(footprint) + 2 * size_of(footprint)
+
+
+cdef inline const uint64_t *mask_of(const Footprint *footprint) noexcept nogil:
+    return set_mask(footprint.cores) if footprint.cores != NULL else profile(footprint)
+
+
+cdef uint64_t bytes_on(const Footprint *footprint, const uint64_t *mask, uint32_t words) noexcept nogil:
+    """Resident bytes of a footprint on those of its cores that are in `mask`."""
+    cdef const uint64_t *atom
+    cdef uint64_t total = 0, i, atoms
+    if footprint.cores != NULL:
+        return <uint64_t>footprint.bytes_per_core * ttm_popcount_and(mask, set_mask(footprint.cores), words)
+    atom = profile(footprint) + words
+    atoms = atom[0]
+    atom += 1
+    for i in range(atoms):
+        total += atom[0] * ttm_popcount_and(mask, atom + 1, words)
+        atom += 1 + words
+    return total
+
+
+cdef inline bint covers_any(const uint64_t *a, const uint64_t *b, uint32_t words) noexcept nogil:
+    cdef uint32_t i
+    for i in range(words):
+        if a[i] & b[i]:
+            return True
+    return False
+
+
+cdef int table_resize(ttm_heap *heap, Table *table, uint32_t size) noexcept nogil:
+    """Give a table empty buckets; the caller has put its entries aside."""
+    cdef void **buckets = <void **>ttm_alloc_zeroed(heap, size * sizeof(void *))
+    if buckets == NULL:
+        return -1
+    ttm_free(heap, table.buckets)
+    table.buckets = buckets
+    table.size = size
+    return 0
+
+
+cdef uint64_t footprint_hash(const Footprint *footprint, uint64_t seed) noexcept nogil:
+    cdef uint32_t words = size_of(footprint) * (2 if footprint.shape & COMPOSITE else 1)
+    return ttm_hash(tail(footprint), words, seed ^ <uint64_t><uintptr_t>footprint.cores)
+
+
+@cython.final
+cdef class Intervals:
+    """The intervals of one plane of one device, for callers in C; not thread-safe.
+
+    Args:
+        width: cores in x.
+        height: cores in y; width x height is 1 to 1024.
+        limit: bytes of L1; no range ends beyond it.
+        hash_bits: fewer bits force hash collisions, for tests.
+
+    Raises:
+        InvalidIntervalError: the grid or the limit is out of bounds.
+        MemoryError: there is no memory.
+    """
+
+    def __cinit__(self, width, height, *, limit=1572864, hash_bits=64):
+        cdef uint32_t core
+        if not 0 < width * height <= 1024 or width < 0:
+            raise InvalidIntervalError(f"the grid must have 1 to 1024 cores, got {width} x {height}")
+        if not 0 < limit <= UINT32_MAX:
+            raise InvalidIntervalError(f"limit must be 1 to {UINT32_MAX} bytes, got {limit}")
+        self.width, self.height, self.limit = width, height, limit
+        self.num_cores = self.width * self.height
+        self.mask_words = (self.num_cores + 63) // 64
+        self.pool.heap.allowed = -1
+        self.pool.pages = (<uint64_t>limit + 0xffff) >> 16
+        self.seed = ttm_entropy(<void *>self)
+        self.random = ttm_entropy(&self.seed) ^ self.seed
+        self.hash_mask = <uint64_t>-1 if hash_bits >= 64 else (<uint64_t>1 << hash_bits) - 1
+        self.join_size = 4
+        while self.join_size < 2 * self.num_cores:
+            self.join_size *= 2
+        self.epoch = 1
+        cdef ttm_heap *heap = &self.pool.heap
+        cdef size_t mask_bytes = self.mask_words * sizeof(uint64_t)
+        self.class_of_core = <uint16_t *>ttm_alloc_zeroed(heap, self.num_cores * sizeof(uint16_t))
+        self.changed = <uint16_t *>ttm_alloc_zeroed(heap, self.num_cores * sizeof(uint16_t))
+        self.change_flags = <uint8_t *>ttm_alloc_zeroed(heap, self.num_cores)
+        self.classes = <CoreClass **>ttm_alloc_zeroed(heap, self.num_cores * sizeof(CoreClass *))
+        self.layers = <Footprint **>ttm_alloc_zeroed(heap, (self.num_cores + 1) * sizeof(Footprint *))
+        self.visible = <uint64_t *>ttm_alloc_zeroed(heap, (self.num_cores + 1) * mask_bytes)
+        self.full_mask = <uint64_t *>ttm_alloc_zeroed(heap, mask_bytes)
+        self.hidden = <uint64_t *>ttm_alloc_zeroed(heap, mask_bytes)
+        self.join_table = <uint16_t *>ttm_alloc_zeroed(heap, self.join_size * sizeof(uint16_t))
+        if (self.class_of_core == NULL or self.changed == NULL or self.change_flags == NULL or self.classes == NULL
+                or self.layers == NULL or self.visible == NULL or self.full_mask == NULL or self.hidden == NULL
+                or self.join_table == NULL or table_resize(heap, &self.footprints, MIN_BUCKETS) < 0
+                or table_resize(heap, &self.core_sets, MIN_BUCKETS) < 0):
+            raise MemoryError()
+        for core in range(self.num_cores):
+            self.full_mask[core >> 6] |= <uint64_t>1 << (core & 63)
+        cdef CoreClass *whole = <CoreClass *>ttm_alloc_zeroed(heap, sizeof(CoreClass) + mask_bytes)
+        if whole == NULL:
+            raise MemoryError()
+        self.classes[0] = whole
+        self.class_count = self.class_high = 1
+        whole.num_cores = self.num_cores
+        memcpy(members(whole), self.full_mask, mask_bytes)
+        if ttm_cover_init(&self.pool, &whole.cover) < 0:
+            raise MemoryError()
+
+    def __dealloc__(self):
+        cdef ttm_heap *heap = &self.pool.heap
+        cdef uint32_t i
+        cdef void *entry
+        cdef void *following
+        if self.classes != NULL:
+            for i in range(self.num_cores):
+                if self.classes[i] != NULL:
+                    ttm_cover_free(&self.pool, &self.classes[i].cover)
+                    ttm_free(heap, self.classes[i])
+        for i in range(self.footprints.size):
+            entry = self.footprints.buckets[i]
+            while entry != NULL:
+                following = (<Footprint *>entry).next
+                ttm_free(heap, entry)
+                entry = following
+        for i in range(self.core_sets.size):
+            entry = self.core_sets.buckets[i]
+            while entry != NULL:
+                following = (<CoreSet *>entry).next
+                ttm_free(heap, entry)
+                entry = following
+        for i in range(self.layer_count):
+            # Peaks stand in no table; whoever else held one has let go of it, since holders keep this object.
+            if self.layers[i].shape & PEAK:
+                self.release(self.layers[i])
+        ttm_pool_trim(&self.pool)
+        ttm_free(heap, self.class_of_core)
+        ttm_free(heap, self.changed)
+        ttm_free(heap, self.change_flags)
+        ttm_free(heap, self.classes)
+        ttm_free(heap, self.layers)
+        ttm_free(heap, self.visible)
+        ttm_free(heap, self.full_mask)
+        ttm_free(heap, self.hidden)
+        ttm_free(heap, self.join_table)
+        ttm_free(heap, self.footprints.buckets)
+        ttm_free(heap, self.core_sets.buckets)
+
+    cdef void clear_changes(self) noexcept nogil:
+        cdef uint32_t i
+        for i in range(self.changed_count):
+            self.change_flags[self.changed[i]] = 0
+        self.changed_count = 0
+        self.map_changed = False
+
+    cdef inline void mark(self, uint32_t slot, uint8_t flag) noexcept nogil:
+        if self.change_flags[slot] == 0:
+            self.changed[self.changed_count] = <uint16_t>slot
+            self.changed_count += 1
+        if self.change_flags[slot] < flag:
+            self.change_flags[slot] = flag
+
+    # Interning.
+
+    cdef CoreSet *intern_cores(self, const uint64_t *mask) noexcept nogil:
+        cdef uint32_t words = self.mask_words, num_cores, i
+        cdef uint64_t hash = ttm_hash(mask, words, self.seed) & self.hash_mask
+        cdef CoreSet *cores = <CoreSet *>self.core_sets.buckets[hash & (self.core_sets.size - 1)]
+        cdef CoreSet *following
+        cdef CoreSet *entries = NULL
+        while cores != NULL:
+            if memcmp(set_mask(cores), mask, words * sizeof(uint64_t)) == 0:
+                cores.refs += 1
+                return cores
+            cores = cores.next
+        num_cores = ttm_popcount(mask, words)
+        # No set lies around more classes than it has cores.
+        cores = <CoreSet *>ttm_alloc(&self.pool.heap, sizeof(CoreSet) + words * sizeof(uint64_t)
+                                     + num_cores * sizeof(uint16_t))
+        if cores == NULL:
+            return NULL
+        memset(cores, 0, sizeof(CoreSet))
+        memcpy(set_mask(cores), mask, words * sizeof(uint64_t))
+        cores.num_cores = num_cores
+        cores.tag0 = ttm_random(&self.random)
+        cores.tag1 = ttm_random(&self.random)
+        cores.refs = 1
+        cores.next = <CoreSet *>self.core_sets.buckets[hash & (self.core_sets.size - 1)]
+        self.core_sets.buckets[hash & (self.core_sets.size - 1)] = cores
+        self.core_sets.count += 1
+        if self.core_sets.count > self.core_sets.size:
+            self.resize_core_sets(self.core_sets.size * 2)
+        return cores
+
+    cdef void resize_core_sets(self, uint32_t size) noexcept nogil:
+        cdef void **old = self.core_sets.buckets
+        cdef uint32_t old_size = self.core_sets.size, i
+        cdef uint64_t bucket
+        cdef CoreSet *entry
+        cdef CoreSet *following
+        self.core_sets.buckets = NULL
+        if table_resize(&self.pool.heap, &self.core_sets, size) < 0:
+            self.core_sets.buckets = old
+            return
+        for i in range(old_size):
+            entry = <CoreSet *>old[i]
+            while entry != NULL:
+                following = entry.next
+                bucket = ttm_hash(set_mask(entry), self.mask_words, self.seed) & self.hash_mask & (size - 1)
+                entry.next = <CoreSet *>self.core_sets.buckets[bucket]
+                self.core_sets.buckets[bucket] = entry
+                entry = following
+        ttm_free(&self.pool.heap, old)
+
+    cdef void resize_footprints(self, uint32_t size) noexcept nogil:
+        cdef void **old = self.footprints.buckets
+        cdef uint32_t old_size = self.footprints.size, i
+        cdef uint64_t bucket
+        cdef Footprint *entry
+        cdef Footprint *following
+        self.footprints.buckets = NULL
+        if table_resize(&self.pool.heap, &self.footprints, size) < 0:
+            self.footprints.buckets = old
+            return
+        for i in range(old_size):
+            entry = <Footprint *>old[i]
+            while entry != NULL:
+                following = entry.next
+                bucket = footprint_hash(entry, self.seed) & self.hash_mask & (size - 1)
+                entry.next = <Footprint *>self.footprints.buckets[bucket]
+                self.footprints.buckets[bucket] = entry
+                entry = following
+        ttm_free(&self.pool.heap, old)
+
+    cdef void release_cores(self, CoreSet *cores) noexcept nogil:
+        cdef void **link
+        cores.refs -= 1
+        if cores.refs:
+            return
+        link = &self.core_sets.buckets[ttm_hash(set_mask(cores), self.mask_words, self.seed) & self.hash_mask
+                                       & (self.core_sets.size - 1)]
+        while link[0] != <void *>cores:
+            link = <void **>&(<CoreSet *>link[0]).next
+        link[0] = cores.next
+        ttm_free(&self.pool.heap, cores)
+        self.core_sets.count -= 1
+        if self.core_sets.size > MIN_BUCKETS and self.core_sets.count * 8 < self.core_sets.size:
+            self.resize_core_sets(self.core_sets.size // 2)
+
+    cdef Footprint *enter(self, Footprint *footprint, uint64_t hash) noexcept nogil:
+        """Put a new footprint, which has one reference, in the table."""
+        cdef void **bucket = &self.footprints.buckets[hash & self.hash_mask & (self.footprints.size - 1)]
+        footprint.refs = 1
+        footprint.live = 0
+        footprint.next = <Footprint *>bucket[0]
+        bucket[0] = footprint
+        self.footprints.count += 1
+        if self.footprints.count > self.footprints.size:
+            self.resize_footprints(self.footprints.size * 2)
+        return footprint
+
+    cdef Footprint *intern_simple(self, CoreSet *cores, uint64_t *ranges, size_t count) noexcept nogil:
+        """`ranges` are sorted and merged; the result has its own reference to `cores`."""
+        cdef uint64_t hash = ttm_hash(ranges, count, self.seed ^ <uint64_t><uintptr_t>cores)
+        cdef Footprint *footprint
+        cdef size_t i
+        footprint = <Footprint *>self.footprints.buckets[hash & self.hash_mask & (self.footprints.size - 1)]
+        while footprint != NULL:
+            if (footprint.cores == cores and footprint.shape == count
+                    and memcmp(tail(footprint), ranges, count * sizeof(uint64_t)) == 0):
+                footprint.refs += 1
+                return footprint
+            footprint = footprint.next
+        footprint = <Footprint *>ttm_alloc(&self.pool.heap, sizeof(Footprint) + count * sizeof(uint64_t))
+        if footprint == NULL:
+            return NULL
+        memcpy(tail(footprint), ranges, count * sizeof(uint64_t))
+        footprint.num_cores = cores.num_cores
+        footprint.bytes_per_core = 0
+        for i in range(count):
+            footprint.bytes_per_core += <uint32_t>(ranges[i] >> 32) - <uint32_t>ranges[i]
+        footprint.region_end = <uint32_t>(ranges[count - 1] >> 32) if count else 0
+        footprint.logical = footprint.resident = <uint64_t>footprint.bytes_per_core * cores.num_cores
+        footprint.shape = SIMPLE | <uint32_t>count
+        footprint.cores = cores
+        cores.refs += 1
+        return self.enter(footprint, hash)
+
+    cdef Footprint *profiled(self, uint32_t shape, const uint64_t *parts, const uint64_t *atoms,
+                             size_t atom_count) noexcept nogil:
+        """A footprint with parts and atoms; its figures that follow from the atoms are set."""
+        cdef uint32_t words = self.mask_words, i
+        cdef size_t part_words = 2 * (shape & SIZE), atom_words = 1 + words, a
+        cdef Footprint *footprint = <Footprint *>ttm_alloc(
+            &self.pool.heap, sizeof(Footprint) + (part_words + words + 1 + atom_count * atom_words) * sizeof(uint64_t))
+        cdef uint64_t *mask
+        if footprint == NULL:
+            return NULL
+        memset(footprint, 0, sizeof(Footprint))
+        footprint.shape = shape
+        footprint.refs = 1
+        if part_words:
+            memcpy(tail(footprint), parts, part_words * sizeof(uint64_t))
+        mask = profile(footprint)
+        memset(mask, 0, words * sizeof(uint64_t))
+        mask[words] = atom_count
+        if atom_count:
+            memcpy(mask + words + 1, atoms, atom_count * atom_words * sizeof(uint64_t))
+        for a in range(atom_count):
+            for i in range(words):
+                mask[i] |= atoms[a * atom_words + 1 + i]
+            footprint.resident += atoms[a * atom_words] * ttm_popcount(atoms + a * atom_words + 1, words)
+        footprint.num_cores = ttm_popcount(mask, words)
+        return footprint
+
+    cdef Footprint *intern_composite(self, uint64_t *parts, size_t count) noexcept nogil:
+        """`parts` are pairs (address of a simple footprint, logical bytes per core), ascending; takes over their references.
+
+        NULL: out of memory; the references are released then too.
+        """
+        cdef uint32_t words = self.mask_words, core, i, per_core = 0, most = 0
+        cdef size_t part, a, atom_count = 0, atom_words = 1 + words, n, rooms = 0, ranges_count = 0
+        cdef uint64_t hash = ttm_hash(parts, 2 * count, self.seed)
+        cdef uint64_t covered, overlap
+        cdef uint64_t *atoms = NULL
+        cdef uint64_t *ranges = NULL
+        cdef uint64_t *mask
+        cdef const uint64_t *cut
+        cdef bint inside, outside
+        cdef Footprint *simple
+        cdef Footprint *footprint
+        footprint = <Footprint *>self.footprints.buckets[hash & self.hash_mask & (self.footprints.size - 1)]
+        while footprint != NULL:
+            if (footprint.shape == (COMPOSITE | <uint32_t>count)
+                    and memcmp(tail(footprint), parts, 2 * count * sizeof(uint64_t)) == 0):
+                footprint.refs += 1
+                break
+            footprint = footprint.next
+        if footprint == NULL:
+            for part in range(count):
+                simple = <Footprint *><uintptr_t>parts[2 * part]
+                rooms += simple.num_cores
+                ranges_count += size_of(simple)
+            # Atoms are disjoint and not empty: no more of them than cores.
+            rooms = min(rooms, self.num_cores)
+            atoms = <uint64_t *>malloc((rooms + 1) * atom_words * sizeof(uint64_t))
+            ranges = <uint64_t *>malloc((ranges_count + 1) * sizeof(uint64_t))
+            if atoms != NULL and ranges != NULL and self.pool.heap.allowed != 0:
+                atom_count = self.cut_atoms(parts, count, atoms)
+                for a in range(atom_count):
+                    mask = atoms + a * atom_words + 1
+                    core = 0
+                    while mask[core >> 6] == 0:
+                        core += 64
+                    core += ttm_lowest_bit(mask[core >> 6])
+                    n = 0
+                    per_core = 0
+                    for part in range(count):
+                        simple = <Footprint *><uintptr_t>parts[2 * part]
+                        if has_core(set_mask(simple.cores), core):
+                            memcpy(ranges + n, tail(simple), size_of(simple) * sizeof(uint64_t))
+                            n += size_of(simple)
+                            per_core += <uint32_t>parts[2 * part + 1]
+                    ttm_sort_ranges(ranges, n)
+                    ttm_merge_ranges(ranges, n, &covered)
+                    (mask - 1)[0] = covered
+                    most = max(most, per_core)
+                footprint = self.profiled(COMPOSITE | <uint32_t>count, parts, atoms, atom_count)
+            free(atoms)
+            free(ranges)
+            if footprint != NULL:
+                footprint.bytes_per_core = most
+                for part in range(count):
+                    simple = <Footprint *><uintptr_t>parts[2 * part]
+                    simple.refs += 1
+                    footprint.logical += parts[2 * part + 1] * simple.num_cores
+                    footprint.region_end = max(footprint.region_end, simple.region_end)
+                self.enter(footprint, hash)
+        for part in range(count):
+            self.release(<Footprint *><uintptr_t>parts[2 * part])
+        return footprint
+
+    cdef size_t cut_atoms(self, const uint64_t *parts, size_t count, uint64_t *atoms) noexcept nogil:
+        """Write the largest disjoint core sets that no part cuts, each after a free word; return how many."""
+        cdef uint32_t words = self.mask_words, i
+        cdef size_t part, a, known, atom_words = 1 + words, atom_count = 0
+        cdef const uint64_t *cut
+        cdef uint64_t *mask
+        cdef uint64_t *other
+        cdef uint64_t rest
+        cdef bint inside, outside
+        for part in range(count):
+            # What of this part no atom has yet is put behind the atoms; each atom that the part cuts is halved.
+            cut = set_mask((<Footprint *><uintptr_t>parts[2 * part]).cores)
+            memcpy(self.hidden, cut, words * sizeof(uint64_t))
+            known = atom_count
+            for a in range(known):
+                mask = atoms + a * atom_words + 1
+                if not covers_any(mask, self.hidden, words):
+                    continue
+                outside = False
+                for i in range(words):
+                    outside |= (mask[i] & ~cut[i]) != 0
+                if outside:
+                    other = atoms + atom_count * atom_words + 1
+                    for i in range(words):
+                        other[i] = mask[i] & ~cut[i]
+                    atom_count += 1
+                for i in range(words):
+                    self.hidden[i] &= ~mask[i]
+                    mask[i] &= cut[i]
+            rest = 0
+            for i in range(words):
+                rest |= self.hidden[i]
+            if rest:
+                memcpy(atoms + atom_count * atom_words + 1, self.hidden, words * sizeof(uint64_t))
+                atom_count += 1
+        return atom_count
+
+    cdef Footprint *intern(self, const CbRange *ranges, size_t count) noexcept nogil:
+        cdef ttm_item few[FEW]
+        cdef uint64_t few_words[3 * FEW]
+        cdef ttm_item *items = few
+        cdef uint64_t *merged = few_words
+        cdef uint64_t *parts
+        cdef CoreSet *cores = NULL
+        cdef Footprint *footprint = NULL
+        cdef const uint64_t *mask = NULL
+        cdef uint64_t logical, covered, spare
+        cdef uint32_t i
+        cdef size_t at, n = 0, first, kept, part_count = 0
+        cdef bint good = True
+        if count > SIZE // 2:
+            return NULL
+        if count > FEW:
+            items = <ttm_item *>malloc(count * sizeof(ttm_item))
+            merged = <uint64_t *>malloc(3 * count * sizeof(uint64_t))
+            good = items != NULL and merged != NULL
+        parts = merged + max(count, <size_t>FEW)
+        at = 0
+        while good and at < count:
+            if ranges[at].begin > ranges[at].end or ranges[at].end > self.limit:
+                good = False
+                break
+            if ranges[at].mask != mask:
+                mask = ranges[at].mask
+                spare = 0
+                for i in range(self.mask_words):
+                    spare |= mask[i]
+                    good = good and not mask[i] & ~self.full_mask[i]
+                if not good:
+                    break
+                cores = NULL
+                if spare:
+                    cores = self.intern_cores(mask)
+                    if cores == NULL:
+                        good = False
+                        break
+            elif cores != NULL:
+                cores.refs += 1
+            if cores != NULL:
+                items[n].cores = cores
+                items[n].range = ranges[at].begin | <uint64_t>ranges[at].end << 32
+                n += 1
+            at += 1
+        if good:
+            ttm_sort_items(items, n)
+            first = 0
+            while first < n:
+                cores = <CoreSet *>items[first].cores
+                logical = 0
+                kept = 0
+                at = first
+                while at < n and items[at].cores == <void *>cores:
+                    if <uint32_t>items[at].range != <uint32_t>(items[at].range >> 32):
+                        merged[kept] = items[at].range
+                        logical += <uint32_t>(merged[kept] >> 32) - <uint32_t>merged[kept]
+                        kept += 1
+                    at += 1
+                kept = ttm_merge_ranges(merged, kept, &covered)
+                footprint = self.intern_simple(cores, merged, kept)
+                if footprint == NULL or logical > UINT32_MAX:
+                    good = False
+                    if footprint != NULL:
+                        self.release(footprint)
+                    break
+                if first == 0 and at == n and logical == covered:
+                    break
+                parts[2 * part_count] = <uint64_t><uintptr_t>footprint
+                parts[2 * part_count + 1] = logical
+                part_count += 1
+                first = at
+            if good and (part_count or n == 0):
+                ttm_sort_pairs(parts, part_count)
+                footprint = self.intern_composite(parts, part_count)
+            elif not good:
+                for at in range(part_count):
+                    self.release(<Footprint *><uintptr_t>parts[2 * at])
+        for at in range(n):
+            self.release_cores(<CoreSet *>items[at].cores)
+        if items != few:
+            free(items)
+            free(merged)
+        return footprint if good else NULL
+
+    cdef void retain(self, Footprint *footprint) noexcept nogil:
+        footprint.refs += 1
+
+    cdef void release(self, Footprint *footprint) noexcept nogil:
+        cdef void **link
+        cdef size_t part
+        footprint.refs -= 1
+        if footprint.refs:
+            return
+        if not footprint.shape & PEAK:
+            link = &self.footprints.buckets[footprint_hash(footprint, self.seed) & self.hash_mask
+                                            & (self.footprints.size - 1)]
+            while link[0] != <void *>footprint:
+                link = <void **>&(<Footprint *>link[0]).next
+            link[0] = footprint.next
+            self.footprints.count -= 1
+        if footprint.cores != NULL:
+            self.release_cores(footprint.cores)
+        else:
+            for part in range(size_of(footprint)):
+                self.release(<Footprint *><uintptr_t>tail(footprint)[2 * part])
+        ttm_free(&self.pool.heap, footprint)
+        if self.footprints.size > MIN_BUCKETS and self.footprints.count * 8 < self.footprints.size:
+            self.resize_footprints(self.footprints.size // 2)
+
+    # Classes.
+
+    cdef int split(self, CoreSet *cores) noexcept nogil:
+        """Cut every class that `cores` cuts. Returns 0, or -1 out of memory with classes that are to be joined again."""
+        cdef uint32_t words = self.mask_words, slot, free_slot, common, i, high = self.class_high
+        cdef const uint64_t *cut = set_mask(cores)
+        cdef CoreClass *group
+        cdef CoreClass *part
+        cdef uint64_t word
+        if cores.num_cores == self.num_cores:
+            return 0
+        for slot in range(high):
+            group = self.classes[slot]
+            if group == NULL:
+                continue
+            self.pool.work += 1
+            common = ttm_popcount_and(cut, members(group), words)
+            if common == 0 or common == group.num_cores:
+                continue
+            part = <CoreClass *>ttm_alloc_zeroed(&self.pool.heap, sizeof(CoreClass) + words * sizeof(uint64_t))
+            if part == NULL:
+                return -1
+            part.physical, part.logical = group.physical, group.logical
+            part.sign0, part.sign1 = group.sign0, group.sign1
+            if ttm_cover_copy(&self.pool, &part.cover, &group.cover) < 0:
+                ttm_free(&self.pool.heap, part)
+                return -1
+            free_slot = 0
+            while self.classes[free_slot] != NULL:
+                free_slot += 1
+            self.classes[free_slot] = part
+            self.class_count += 1
+            self.class_high = max(self.class_high, free_slot + 1)
+            for i in range(words):
+                members(part)[i] = members(group)[i] & cut[i]
+                members(group)[i] &= ~cut[i]
+            part.num_cores = common
+            group.num_cores -= common
+            self.assign(part, free_slot)
+            self.assign(group, slot)
+            self.mark(free_slot, 2)
+            self.map_changed = True
+            self.epoch += 1
+        return 0
+
+    cdef void assign(self, CoreClass *group, uint32_t slot) noexcept nogil:
+        """Bring first_core and class_of_core in line with the members of a class."""
+        cdef uint32_t i, core
+        cdef uint64_t word
+        group.first_core = UINT32_MAX
+        for i in range(self.mask_words):
+            word = members(group)[i]
+            while word:
+                core = 64 * i + ttm_lowest_bit(word)
+                word &= word - 1
+                self.class_of_core[core] = <uint16_t>slot
+                if group.first_core == UINT32_MAX:
+                    group.first_core = core
+
+    cdef void join(self) noexcept nogil:
+        """Join the classes that have the same signature; the lowest slot stays."""
+        cdef uint32_t slot, at, i, mask = self.join_size - 1
+        cdef CoreClass *group
+        cdef CoreClass *kept
+        self.drops = 0
+        memset(self.join_table, 0, self.join_size * sizeof(uint16_t))
+        for slot in range(self.class_high):
+            group = self.classes[slot]
+            if group == NULL:
+                continue
+            self.pool.work += 1
+            at = <uint32_t>group.sign0 & mask
+            while self.join_table[at]:
+                kept = self.classes[self.join_table[at] - 1]
+                if kept.sign0 == group.sign0 and kept.sign1 == group.sign1:
+                    break
+                at = (at + 1) & mask
+            if not self.join_table[at]:
+                self.join_table[at] = <uint16_t>(slot + 1)
+                continue
+            for i in range(self.mask_words):
+                members(kept)[i] |= members(group)[i]
+            kept.num_cores += group.num_cores
+            self.assign(kept, self.join_table[at] - 1)
+            ttm_cover_free(&self.pool, &group.cover)
+            ttm_free(&self.pool.heap, group)
+            self.classes[slot] = NULL
+            self.class_count -= 1
+            self.map_changed = True
+            self.epoch += 1
+        while self.classes[self.class_high - 1] == NULL:
+            self.class_high -= 1
+
+    cdef void list_slots(self, CoreSet *cores) noexcept nogil:
+        """List the classes inside a live core set."""
+        cdef uint32_t slot
+        cdef uint16_t *slots = set_slots(cores, self.mask_words)
+        cores.num_slots = 0
+        for slot in range(self.class_high):
+            if self.classes[slot] != NULL and has_core(set_mask(cores), self.classes[slot].first_core):
+                slots[cores.num_slots] = <uint16_t>slot
+                cores.num_slots += 1
+        cores.epoch = self.epoch
+        self.pool.work += self.class_high
+
+    cdef void leave(self, CoreSet *cores) noexcept nogil:
+        """Count one simple footprint less on a live core set."""
+        cdef uint32_t i
+        cdef CoreClass *group
+        cores.live -= 1
+        if cores.live:
+            return
+        if cores.epoch != self.epoch:
+            self.list_slots(cores)
+        for i in range(cores.num_slots):
+            group = self.classes[set_slots(cores, self.mask_words)[i]]
+            group.sign0 -= cores.tag0
+            group.sign1 -= cores.tag1
+        self.live_sets -= 1
+        self.drops += 1
+        if self.class_count > 1 and (self.live_sets == 0 or self.drops >= self.class_count):
+            self.join()
+        if self.live_sets == 0:
+            self.drops = 0
+            ttm_pool_trim(&self.pool)
+
+    # Programs.
+
+    cdef int start(self, Footprint *footprint) noexcept nogil:
+        """Put a simple footprint, live until now nowhere, into the covers. Returns 0, or -1 with nothing changed."""
+        cdef CoreSet *cores = footprint.cores
+        cdef CoreClass *group
+        cdef uint64_t *ranges = tail(footprint)
+        cdef uint32_t i, r, count = footprint.shape, begin, end
+        cdef int64_t change, grown
+        cdef uint16_t *slots
+        if count == 0:
+            return 0
+        if cores.live == 0:
+            if self.split(cores) < 0:
+                self.join()
+                return -1
+            self.list_slots(cores)
+            for i in range(cores.num_slots):
+                group = self.classes[set_slots(cores, self.mask_words)[i]]
+                group.sign0 += cores.tag0
+                group.sign1 += cores.tag1
+            self.live_sets += 1
+        elif cores.epoch != self.epoch:
+            self.list_slots(cores)
+        cores.live += 1
+        slots = set_slots(cores, self.mask_words)
+        for i in range(cores.num_slots):
+            group = self.classes[slots[i]]
+            grown = 0
+            for r in range(count):
+                begin = <uint32_t>ranges[r]
+                end = <uint32_t>(ranges[r] >> 32)
+                if ttm_pool_reserve(&self.pool, begin, end) < 0:
+                    self.withdraw(footprint, i, r)
+                    self.leave(cores)
+                    return -1
+                change = ttm_cover_update(&self.pool, &group.cover, begin, end, 1)
+                group.physical += <uint64_t>change
+                self.physical += <uint64_t>(change * group.num_cores)
+                grown += change
+            self.mark(slots[i], 2 if grown else 1)
+        return 0
+
+    cdef void withdraw(self, Footprint *footprint, uint32_t slots_done, uint32_t ranges_done) noexcept nogil:
+        """Take a simple footprint from its first classes, and its first ranges from the one that comes next."""
+        cdef CoreSet *cores = footprint.cores
+        cdef CoreClass *group
+        cdef uint64_t *ranges = tail(footprint)
+        cdef uint32_t i, r
+        cdef int64_t change, grown
+        cdef uint16_t *slots = set_slots(cores, self.mask_words)
+        for i in range(slots_done + (1 if ranges_done else 0)):
+            group = self.classes[slots[i]]
+            grown = 0
+            for r in range(footprint.shape if i < slots_done else ranges_done):
+                change = ttm_cover_update(&self.pool, &group.cover, <uint32_t>ranges[r], <uint32_t>(ranges[r] >> 32), -1)
+                group.physical += <uint64_t>change
+                self.physical += <uint64_t>(change * group.num_cores)
+                grown += change
+            self.mark(slots[i], 2 if grown else 1)
+
+    cdef void stop(self, Footprint *footprint) noexcept nogil:
+        """Take a simple footprint out of the covers."""
+        if footprint.shape == 0:
+            return
+        if footprint.cores.epoch != self.epoch:
+            self.list_slots(footprint.cores)
+        self.withdraw(footprint, footprint.cores.num_slots, 0)
+        self.leave(footprint.cores)
+
+    cdef void account(self, CoreSet *cores, uint64_t bytes_each) noexcept nogil:
+        """Add to the logical bytes of each core of a live core set."""
+        cdef uint32_t i
+        cdef uint16_t *slots = set_slots(cores, self.mask_words)
+        if cores.epoch != self.epoch:
+            self.list_slots(cores)
+        for i in range(cores.num_slots):
+            self.classes[slots[i]].logical += bytes_each
+            self.mark(slots[i], 1)
+        self.pool.work += cores.num_slots
+
+    cdef int add(self, Footprint *footprint) noexcept nogil:
+        cdef size_t part, parts
+        cdef Footprint *simple
+        cdef uint64_t *words = tail(footprint)
+        if footprint.shape & PEAK:
+            return -1
+        if footprint.cores != NULL:
+            if footprint.live == 0 and self.start(footprint) < 0:
+                return -1
+            if footprint.shape:
+                self.account(footprint.cores, footprint.bytes_per_core)
+        else:
+            parts = size_of(footprint)
+            if footprint.live == 0:
+                for part in range(parts):
+                    simple = <Footprint *><uintptr_t>words[2 * part]
+                    if simple.live == 0 and self.start(simple) < 0:
+                        while part:
+                            part -= 1
+                            simple = <Footprint *><uintptr_t>words[2 * part]
+                            simple.live -= 1
+                            if simple.live == 0:
+                                self.stop(simple)
+                        return -1
+                    simple.live += 1
+            for part in range(parts):
+                simple = <Footprint *><uintptr_t>words[2 * part]
+                if simple.shape:
+                    self.account(simple.cores, words[2 * part + 1])
+        footprint.live += 1
+        footprint.refs += 1
+        self.logical += footprint.logical
+        return 0
+
+    cdef void remove(self, Footprint *footprint) noexcept nogil:
+        cdef size_t part, parts
+        cdef Footprint *simple
+        cdef uint64_t *words = tail(footprint)
+        self.logical -= footprint.logical
+        footprint.live -= 1
+        if footprint.cores != NULL:
+            if footprint.shape:
+                self.account(footprint.cores, <uint64_t>0 - footprint.bytes_per_core)
+            if footprint.live == 0:
+                self.stop(footprint)
+        else:
+            parts = size_of(footprint)
+            for part in range(parts):
+                simple = <Footprint *><uintptr_t>words[2 * part]
+                if simple.shape:
+                    self.account(simple.cores, <uint64_t>0 - words[2 * part + 1])
+            if footprint.live == 0:
+                for part in range(parts):
+                    simple = <Footprint *><uintptr_t>words[2 * part]
+                    simple.live -= 1
+                    if simple.live == 0:
+                        self.stop(simple)
+        self.release(footprint)
+
+    # Residency.
+
+    cdef void dispatch(self, Footprint *footprint) noexcept nogil:
+        cdef uint32_t words = self.mask_words, layer = 0, i
+        cdef const uint64_t *mask
+        cdef uint64_t *shown
+        cdef uint64_t left
+        if footprint == self.last or footprint.num_cores == 0:
+            return
+        footprint.refs += 1
+        self.last = footprint
+        if footprint.num_cores == self.num_cores:
+            while self.layer_count:
+                self.layer_count -= 1
+                self.release(self.layers[self.layer_count])
+            self.resident = footprint.resident
+            memcpy(self.visible, self.full_mask, words * sizeof(uint64_t))
+        else:
+            mask = mask_of(footprint)
+            while layer < self.layer_count:
+                self.pool.work += 1
+                shown = self.visible + <size_t>layer * words
+                left = 0
+                for i in range(words):
+                    self.hidden[i] = shown[i] & mask[i]
+                    shown[i] &= ~mask[i]
+                    left |= shown[i]
+                self.resident -= bytes_on(self.layers[layer], self.hidden, words)
+                if left:
+                    layer += 1
+                    continue
+                self.layer_count -= 1
+                self.release(self.layers[layer])
+                self.layers[layer] = self.layers[self.layer_count]
+                memcpy(shown, self.visible + <size_t>self.layer_count * words, words * sizeof(uint64_t))
+            self.resident += footprint.resident
+            memcpy(self.visible + <size_t>self.layer_count * words, mask, words * sizeof(uint64_t))
+        self.layers[self.layer_count] = footprint
+        self.layer_count += 1
+
+    cdef void fill_resident(self, uint32_t *out) noexcept nogil:
+        cdef uint32_t layer
+        memset(out, 0, self.num_cores * sizeof(uint32_t))
+        for layer in range(self.layer_count):
+            self.paint(self.layers[layer], self.visible + <size_t>layer * self.mask_words, out)
+
+    cdef void paint(self, const Footprint *footprint, const uint64_t *where, uint32_t *out) noexcept nogil:
+        """Raise each core of `where` (all cores if NULL) to the resident bytes that a footprint has there."""
+        cdef uint32_t words = self.mask_words, i, value = footprint.bytes_per_core
+        cdef uint64_t atoms = 1, atom, word
+        cdef const uint64_t *mask
+        if footprint.cores != NULL:
+            mask = set_mask(footprint.cores)
+        else:
+            atoms = profile(footprint)[words]
+            mask = profile(footprint) + words + 2
+        for atom in range(atoms):
+            if footprint.cores == NULL:
+                value = <uint32_t>(mask - 1)[0]
+            for i in range(words):
+                word = mask[i] & (where[i] if where != NULL else <uint64_t>-1)
+                while word:
+                    out[64 * i + ttm_lowest_bit(word)] = max(out[64 * i + ttm_lowest_bit(word)], value)
+                    word &= word - 1
+            mask += words + 1
+
+    cdef Footprint *peak_of(self, Footprint **items, size_t count) noexcept nogil:
+        cdef uint32_t words = self.mask_words, core, other
+        cdef size_t at, atoms = 0, atom_words = 1 + words
+        cdef uint32_t *peaks = <uint32_t *>malloc(self.num_cores * sizeof(uint32_t))
+        cdef uint64_t *scratch = <uint64_t *>malloc((self.num_cores + 1) * atom_words * sizeof(uint64_t))
+        cdef uint64_t *touched
+        cdef Footprint *peak = NULL
+        if peaks != NULL and scratch != NULL:
+            touched = self.hidden
+            memset(peaks, 0, self.num_cores * sizeof(uint32_t))
+            memset(touched, 0, words * sizeof(uint64_t))
+            for at in range(count):
+                self.paint(items[at], NULL, peaks)
+                for core in range(words):
+                    touched[core] |= mask_of(items[at])[core]
+            # Cores with the same peak make one atom.
+            for core in range(self.num_cores):
+                if not has_core(touched, core):
+                    continue
+                at = 0
+                while at < atoms and scratch[at * atom_words] != peaks[core]:
+                    at += 1
+                if at == atoms:
+                    memset(scratch + at * atom_words, 0, atom_words * sizeof(uint64_t))
+                    scratch[at * atom_words] = peaks[core]
+                    atoms += 1
+                scratch[at * atom_words + 1 + (core >> 6)] |= <uint64_t>1 << (core & 63)
+            peak = self.profiled(PEAK, NULL, scratch, atoms)
+            if peak != NULL:
+                for at in range(atoms):
+                    peak.bytes_per_core = max(peak.bytes_per_core, <uint32_t>scratch[at * atom_words])
+                peak.logical = peak.resident
+        free(peaks)
+        free(scratch)
+        return peak
+
+    # Queries.
+
+    cdef uint64_t class_physical(self, uint32_t slot) noexcept nogil:
+        return self.classes[slot].physical if self.classes[slot] != NULL else 0
+
+    cdef uint64_t class_logical(self, uint32_t slot) noexcept nogil:
+        return self.classes[slot].logical if self.classes[slot] != NULL else 0
+
+    cdef uint32_t class_region_end(self, uint32_t slot) noexcept nogil:
+        return ttm_cover_end(&self.pool, &self.classes[slot].cover) if self.classes[slot] != NULL else 0
+
+    cdef uint32_t class_lowest(self, uint32_t slot) noexcept nogil:
+        return ttm_cover_lowest(&self.pool, &self.classes[slot].cover) if self.classes[slot] != NULL else UINT32_MAX
+
+    cdef uint32_t class_ranges(self, uint32_t slot, uint64_t *out, uint32_t maximum) noexcept nogil:
+        if self.classes[slot] == NULL:
+            return 0
+        return ttm_cover_ranges(&self.pool, &self.classes[slot].cover, out, maximum)
+
+    cdef uint64_t memory_bytes(self) noexcept nogil:
+        return self.pool.heap.bytes
+
+
+cdef class PreparedFootprint:
+    """A list of CBs, prepared once; made by :meth:`IntervalEngine.footprint` and :meth:`IntervalEngine.peak`."""
+
+    def __dealloc__(self):
+        if self.footprint != NULL:
+            ttm_lock_acquire(&self.engine.lock)
+            self.engine.core.release(self.footprint)
+            ttm_lock_release(&self.engine.lock)
+
+    @property
+    def num_cores(self):
+        """Cores touched by any range, zero-length ones included."""
+        return self.footprint.num_cores
+
+    @property
+    def bytes_per_core(self):
+        """The largest sum of range lengths on one core."""
+        return self.footprint.bytes_per_core
+
+    @property
+    def region_end(self):
+        """The largest end of a range that is not empty, 0 if there is none."""
+        return self.footprint.region_end
+
+    @property
+    def logical_bytes(self):
+        """The sum of length times cores."""
+        return self.footprint.logical
+
+    @property
+    def resident_bytes(self):
+        """The bytes covered, summed over cores."""
+        return self.footprint.resident
+
+
+cdef class IntervalEngine:
+    """The Python face of :class:`Intervals`, for tests and benchmarks.
+
+    Args:
+        width: cores in x.
+        height: cores in y; width x height is 1 to 1024.
+        limit: bytes of L1; no range ends beyond it.
+        hash_bits: fewer bits force hash collisions, for tests.
+
+    Raises:
+        InvalidIntervalError: the grid or the limit is out of bounds.
+
+    Thread safety: any thread may call anything.
+    """
+
+    def __init__(self, width, height, *, limit=1572864, hash_bits=64):
+        if self.core is not None:
+            raise TypeError("an IntervalEngine is initialised once")
+        self.core = Intervals(width, height, limit=limit, hash_bits=hash_bits)
+        self.added = {}
+
+    cdef int mask_of_cores(self, object cores, uint64_t *mask) except -1:
+        cdef uint32_t x, y, core
+        memset(mask, 0, self.core.mask_words * sizeof(uint64_t))
+        if isinstance(cores, int):
+            if cores < 0 or cores >> self.core.num_cores:
+                raise InvalidIntervalError(f"the core mask {cores:#x} has cores outside a grid of {self.core.num_cores}")
+            for core in range(self.core.mask_words):
+                mask[core] = (cores >> (64 * core)) & 0xFFFFFFFFFFFFFFFF
+            return 0
+        from ttmem.cores import as_core_range_set
+        for item in as_core_range_set(cores):
+            if item.x >= self.core.width or item.y >= self.core.height:
+                raise InvalidIntervalError(
+                    f"core {item} is outside the grid of {self.core.width} x {self.core.height} cores")
+            core = item.y * self.core.width + item.x
+            mask[core >> 6] |= <uint64_t>1 << (core & 63)
+        return 0
+
+    cdef PreparedFootprint wrap(self, Footprint *footprint):
+        cdef PreparedFootprint prepared = PreparedFootprint.__new__(PreparedFootprint)
+        prepared.engine = self
+        prepared.footprint = footprint
+        return prepared
+
+    def footprint(self, ranges):
+        """Prepare a list of ``(begin, end, cores)``; ``cores`` names a CoreRangeSet or is a mask with bit y * width + x.
+
+        Raises:
+            InvalidIntervalError: begin > end, end > limit, or a core outside the grid.
+        """
+        cdef list items = list(ranges)
+        cdef size_t count = len(items), words = self.core.mask_words, i
+        cdef CbRange *array = <CbRange *>malloc((count + 1) * sizeof(CbRange))
+        cdef uint64_t *masks = <uint64_t *>malloc((count + 1) * words * sizeof(uint64_t))
+        cdef Footprint *footprint
+        try:
+            if array == NULL or masks == NULL:
+                raise MemoryError()
+            for i in range(count):
+                begin, end, cores = items[i]
+                if not 0 <= begin <= end <= self.core.limit:
+                    raise InvalidIntervalError(
+                        f"[{begin}, {end}) is no range of bytes in an L1 of {self.core.limit} bytes")
+                array[i].begin, array[i].end, array[i].mask = begin, end, masks + i * words
+                self.mask_of_cores(cores, masks + i * words)
+            ttm_lock_acquire(&self.lock)
+            footprint = self.core.intern(array, count)
+            ttm_lock_release(&self.lock)
+            if footprint == NULL:
+                raise MemoryError()
+            return self.wrap(footprint)
+        finally:
+            free(array)
+            free(masks)
+
+    def peak(self, footprints):
+        """Prepare the per-core peak of several footprints, as a trace replay puts it in; it can only be dispatched."""
+        cdef list items = list(footprints)
+        cdef size_t i
+        cdef Footprint **array = <Footprint **>malloc((len(items) + 1) * sizeof(Footprint *))
+        cdef Footprint *footprint
+        try:
+            if array == NULL:
+                raise MemoryError()
+            for i in range(len(items)):
+                array[i] = self.own(items[i]).footprint
+            ttm_lock_acquire(&self.lock)
+            footprint = self.core.peak_of(array, len(items))
+            ttm_lock_release(&self.lock)
+            if footprint == NULL:
+                raise MemoryError()
+            return self.wrap(footprint)
+        finally:
+            free(array)
+
+    cdef PreparedFootprint own(self, object item):
+        cdef PreparedFootprint prepared = <PreparedFootprint?>item
+        if prepared.engine is not self:
+            raise UnknownIdError("the footprint belongs to another engine: prepare it with this one")
+        return prepared
+
+    def add(self, prepared):
+        """Add a program with this footprint.
+
+        Raises:
+            MemoryError: there is no memory; nothing has changed.
+            InvalidIntervalError: it is a peak.
+        """
+        cdef Footprint *footprint = self.own(prepared).footprint
+        cdef int status
+        if footprint.shape & PEAK:
+            raise InvalidIntervalError("the peak of a trace can be dispatched, not added")
+        key = <uintptr_t>footprint
+        ttm_lock_acquire(&self.lock)
+        status = self.core.add(footprint)
+        if status == 0:
+            self.added[key] = self.added.get(key, 0) + 1
+        ttm_lock_release(&self.lock)
+        if DEBUG:
+            self.check()
+        if status < 0:
+            raise MemoryError()
+
+    def remove(self, prepared):
+        """Remove a program with this footprint.
+
+        Raises:
+            UnknownIdError: there is none.
+        """
+        cdef Footprint *footprint = self.own(prepared).footprint
+        key = <uintptr_t>footprint
+        ttm_lock_acquire(&self.lock)
+        count = self.added.get(key, 0)
+        if count:
+            self.core.remove(footprint)
+            if count > 1:
+                self.added[key] = count - 1
+            else:
+                del self.added[key]
+        ttm_lock_release(&self.lock)
+        if not count:
+            raise UnknownIdError("no program with this footprint is there to be removed")
+        if DEBUG:
+            self.check()
+
+    def dispatch(self, prepared):
+        """Make this footprint resident on the cores that it covers."""
+        cdef Footprint *footprint = self.own(prepared).footprint
+        ttm_lock_acquire(&self.lock)
+        self.core.dispatch(footprint)
+        ttm_lock_release(&self.lock)
+        if DEBUG:
+            self.check()
+
+    @property
+    def width(self):
+        """Cores in x."""
+        return self.core.width
+
+    @property
+    def height(self):
+        """Cores in y."""
+        return self.core.height
+
+    @property
+    def limit(self):
+        """Bytes of L1: no range ends beyond."""
+        return self.core.limit
+
+    @property
+    def physical_bytes(self):
+        """Bytes covered by at least one program, summed over cores."""
+        return self.core.physical
+
+    @property
+    def logical_bytes(self):
+        """Sizes of all programs' ranges times their cores."""
+        return self.core.logical
+
+    @property
+    def resident_bytes(self):
+        """Bytes that the last dispatches left, summed over cores."""
+        return self.core.resident
+
+    @property
+    def num_classes(self):
+        """Classes of cores that share one cover."""
+        return self.core.class_count
+
+    @property
+    def memory_bytes(self):
+        """Bytes of memory that the engine holds."""
+        return self.core.memory_bytes()
+
+    @property
+    def work(self):
+        """Nodes and classes touched since the beginning: a measure of work that does not depend on the machine."""
+        return self.core.pool.work
+
+    cdef uint32_t slot_of(self, object core) except? 0xFFFFFFFF:
+        if not 0 <= core < self.core.num_cores:
+            raise InvalidIntervalError(f"core index {core} is outside a grid of {self.core.num_cores} cores")
+        return self.core.class_of_core[<uint32_t>core]
+
+    def core_physical(self, core):
+        """Return the bytes of core ``y * width + x`` that at least one program covers."""
+        return self.core.class_physical(self.slot_of(core))
+
+    def core_logical(self, core):
+        """Return the sizes of all programs' ranges on a core."""
+        return self.core.class_logical(self.slot_of(core))
+
+    def core_region_end(self, core):
+        """Return one past the highest covered byte of a core, 0 if none is covered."""
+        return self.core.class_region_end(self.slot_of(core))
+
+    def core_lowest(self, core):
+        """Return the lowest covered byte of a core, None if none is covered."""
+        lowest = self.core.class_lowest(self.slot_of(core))
+        return None if lowest == UINT32_MAX else lowest
+
+    def core_resident(self, core):
+        """Return the bytes that the last dispatch on a core left there."""
+        self.slot_of(core)
+        cdef uint32_t residents[1024]
+        ttm_lock_acquire(&self.lock)
+        self.core.fill_resident(residents)
+        ttm_lock_release(&self.lock)
+        return residents[<uint32_t>core]
+
+    def core_ranges(self, core, maximum=None):
+        """Return the merged covered ranges of a core, ascending; the first ``maximum`` of them if that is given."""
+        cdef uint32_t slot = self.slot_of(core), count, i
+        cdef uint32_t room = self.core.limit // 2 + 1 if maximum is None else maximum
+        cdef uint64_t *out = <uint64_t *>malloc(<size_t>room * sizeof(uint64_t) + 1)
+        if out == NULL:
+            raise MemoryError()
+        ttm_lock_acquire(&self.lock)
+        count = self.core.class_ranges(slot, out, room)
+        ttm_lock_release(&self.lock)
+        ranges = [(<uint32_t>out[i], <uint32_t>(out[i] >> 32)) for i in range(count)]
+        free(out)
+        return ranges

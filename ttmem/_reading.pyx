@@ -1,0 +1,786 @@
+"""The reading side of a segment: takes a block out of a file without trusting a byte of it.
+
+Traps
+1. The file may be truncated, grown, zeroed or rewritten at any moment: everything is read with pread into memory of our own,
+   never mapped, so that no access can raise SIGBUS.
+2. Offsets, strides and counts come from the file: each is checked against the file's size, without overflow, before it is used.
+3. The writer goes on while we read. An image is whole if ``seq`` is the same before and after; else each record is taken from the
+   image in which its tag is right, and the reading says that it is no single cut.
+4. Work is bounded: a fixed number of tries, and no more bytes than a fixed number of images.
+"""
+
+from libc.stdint cimport INT64_MIN, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdlib cimport free, malloc, qsort
+from libc.string cimport memcpy, memset
+
+from ttmem._layout cimport (
+    TTM_BLOCK_DEVICE,
+    TTM_BUFFER_NAMES,
+    TTM_BUFFERS,
+    TTM_CB_CLASS,
+    TTM_CB_MAP,
+    TTM_CB_RANGES,
+    TTM_CONTROL,
+    TTM_ENDIAN,
+    TTM_HEADER_BYTES,
+    TTM_KEYS,
+    TTM_KNOWN_ASIC,
+    TTM_KNOWN_BASE,
+    TTM_KNOWN_DRAM,
+    TTM_KNOWN_GRID,
+    TTM_KNOWN_L1,
+    TTM_KNOWN_L1_SMALL,
+    TTM_KNOWN_TRACE,
+    TTM_L1_CLASS,
+    TTM_L1_MAP,
+    TTM_L1_RANGES,
+    TTM_LINE_WORDS,
+    TTM_MAGIC,
+    TTM_MAJOR,
+    TTM_MAX_FILE,
+    TTM_NAME_BYTES,
+    TTM_NAME_WORDS,
+    TTM_PAGE,
+    TTM_PROGRAM_NAMES,
+    TTM_PROGRAMS,
+    TTM_RANGES_MAX,
+    TTM_RESIDENT,
+    TTM_SCHEMA,
+    TTM_SECTION_COUNT,
+    TTM_SECTIONS,
+    TTM_STATE_LIVE,
+    TTM_STATIC_WORDS,
+    TTM_T_CB,
+    TTM_T_TABLES,
+    TTM_TOTALS,
+    ttm_block_control,
+    ttm_block_header,
+    ttm_check,
+    ttm_fence_acquire,
+    ttm_file_control,
+    ttm_file_header,
+    ttm_key,
+    ttm_section,
+    ttm_tag,
+)
+
+from ttmem.errors import CorruptSegmentError, LayoutMismatchError
+
+
+cdef extern from "<unistd.h>" nogil:
+    ssize_t pread(int fd, void *buffer, size_t count, long long offset)
+
+cdef extern from "<string.h>" nogil:
+    int memcmp(const void *a, const void *b, size_t count)
+    size_t strnlen(const char *text, size_t maximum)
+
+cdef enum:
+    TRIES = 32          # for one cut of a block whose writer goes on writing
+    CORES_MAX = 1024
+    BLOCKS_MAX = 4096
+
+cdef uint64_t[TTM_KEYS] keys
+
+
+def _fill_keys():
+    cdef uint64_t index
+    for index in range(TTM_KEYS):
+        keys[index] = ttm_key(index)
+
+
+_fill_keys()
+
+
+cdef inline uint64_t least(uint64_t a, uint64_t b) noexcept nogil:
+    return a if a < b else b
+
+
+cdef inline int64_t most(int64_t a, int64_t b) noexcept nogil:
+    return a if a > b else b
+
+
+cdef bint read_exactly(int fd, void *target, uint64_t count, uint64_t offset) noexcept nogil:
+    cdef uint64_t done = 0
+    cdef ssize_t got
+    while done < count:
+        got = pread(fd, <char *> target + done, count - done, <long long> (offset + done))
+        if got <= 0:
+            return False
+        done += got
+    return True
+
+
+cdef str text_of(const char *text, size_t maximum):
+    return text[: strnlen(text, maximum)].decode("utf-8", "replace")
+
+
+class FileFacts:
+    """What a segment's header says of its writer; see _layout.h for the fields."""
+
+    __slots__ = ("boot_id", "buried_ns", "committed_bytes", "created_ns", "header_bytes", "instance", "lock_mode", "minor",
+                 "pid", "pidns_inode", "process_name", "producer", "start_ticks", "state", "uid")
+
+
+def read_header(int fd, uint64_t file_bytes):
+    """Return the :class:`FileFacts` of an open segment file.
+
+    Args:
+        fd: readable; nothing but pread is done with it.
+        file_bytes: the size that fstat told.
+
+    Raises:
+        LayoutMismatchError: another major version, byte order or required feature.
+        CorruptSegmentError: the header contradicts itself or the file.
+    """
+    cdef char[576] head
+    cdef ttm_file_header *header = <ttm_file_header *> head
+    cdef ttm_file_control *control = <ttm_file_control *> (head + TTM_CONTROL)
+    if file_bytes < TTM_HEADER_BYTES or not read_exactly(fd, head, 576, 0):
+        raise CorruptSegmentError(f"the segment is cut short: {file_bytes} bytes, at least {TTM_HEADER_BYTES} expected")
+    if memcmp(header.magic, TTM_MAGIC, 8) != 0:
+        raise CorruptSegmentError(f"not a segment of ttmem: it starts with {head[:8]!r}")
+    if header.endian != TTM_ENDIAN:
+        raise LayoutMismatchError("the segment has another byte order", found=header.endian, expected=TTM_ENDIAN)
+    if header.major != TTM_MAJOR:
+        raise LayoutMismatchError(
+            f"the segment has layout {header.major}.{header.minor}, this ttmem reads {TTM_MAJOR}.x: upgrade ttmem",
+            found=header.major, expected=TTM_MAJOR,
+        )
+    if header.feature_incompat != 0:
+        raise LayoutMismatchError(
+            f"the segment needs features that this ttmem lacks (bits {header.feature_incompat:#x}): upgrade ttmem",
+            found=header.feature_incompat, expected=0,
+        )
+    if header.check != ttm_check(<uint64_t *> head, TTM_STATIC_WORDS - 1):
+        raise CorruptSegmentError("the segment's header does not match its checksum")
+    if header.header_bytes < TTM_HEADER_BYTES or header.header_bytes % TTM_PAGE or header.header_bytes > file_bytes:
+        raise CorruptSegmentError(f"the segment's header claims {header.header_bytes} bytes of {file_bytes}")
+    facts = FileFacts()
+    facts.minor = header.minor
+    facts.header_bytes = header.header_bytes
+    facts.instance = (<char *> header.instance)[:16]
+    facts.boot_id = (<char *> header.boot_id)[:16]
+    facts.pid = header.pid
+    facts.uid = header.uid
+    facts.start_ticks = header.start_ticks
+    facts.pidns_inode = header.pidns_inode
+    facts.created_ns = header.created_ns
+    facts.lock_mode = header.lock_mode
+    facts.process_name = text_of(header.process_name, 64)
+    facts.producer = text_of(header.producer, 32)
+    facts.state = control.state
+    facts.committed_bytes = control.committed_bytes
+    facts.buried_ns = control.buried_ns
+    return facts
+
+
+def block_offsets(int fd, uint64_t file_bytes, uint64_t header_bytes):
+    """Return where the device blocks of a segment start.
+
+    Raises:
+        CorruptSegmentError: the chain of blocks leaves the file or does not end.
+    """
+    cdef ttm_file_control control
+    cdef char[512] head
+    cdef ttm_block_header *block = <ttm_block_header *> head
+    cdef uint64_t offset = header_bytes
+    if not read_exactly(fd, &control, sizeof(control), TTM_CONTROL):
+        raise CorruptSegmentError("the segment was cut short while it was read")
+    if control.committed_bytes > file_bytes or control.committed_bytes > TTM_MAX_FILE:
+        raise CorruptSegmentError(f"the segment claims {control.committed_bytes} bytes and has {file_bytes}")
+    found = []
+    while offset < control.committed_bytes:
+        if len(found) >= BLOCKS_MAX or control.committed_bytes - offset < TTM_PAGE:
+            raise CorruptSegmentError("the segment's chain of blocks does not end")
+        if not read_exactly(fd, head, 16, offset):
+            raise CorruptSegmentError("the segment was cut short while it was read")
+        if block.block_bytes < TTM_PAGE or block.block_bytes % TTM_PAGE or (
+                block.block_bytes > control.committed_bytes - offset):
+            raise CorruptSegmentError(f"the block at {offset} claims {block.block_bytes} bytes")
+        # Kinds of blocks that a later ttmem writes are passed over.
+        if block.type == TTM_BLOCK_DEVICE:
+            found.append(offset)
+        offset += block.block_bytes
+    return found
+
+
+cdef class BlockReading:
+    """One device's block as one writer published it, taken out of the file.
+
+    Attributes:
+        device_id, asic_id, arch, grid, ...: what the writer told; None where it did not.
+        live: False if the device was withdrawn.
+        consistent: whether all figures are of one moment of the writer.
+        damaged: how many records match no checksum; figures that need them are unknown.
+        bytes_read, tries: the work that was done.
+    """
+
+    cdef ttm_block_header header
+    cdef uint64_t *data[12]             # a section's records, packed with its own stride
+    cdef uint8_t *valid[12]
+    cdef uint32_t rows[12]              # records that were read
+    cdef ttm_section section[12]
+    cdef readonly bint live
+    cdef readonly bint consistent
+    cdef readonly uint32_t damaged
+    cdef readonly uint64_t bytes_read
+    cdef readonly uint32_t tries
+    cdef readonly uint64_t updated_ns
+    cdef readonly uint64_t dropped
+    cdef readonly uint64_t seq
+
+    def __init__(self, int fd, uint64_t offset, uint64_t file_bytes):
+        self.read_header(fd, offset, file_bytes)
+
+    def load(self, int fd, uint64_t offset):
+        """Read the figures of a block whose header was read.
+
+        Raises:
+            CorruptSegmentError: the totals match no checksum, or the file was cut short meanwhile.
+        """
+        if self.live:
+            self.read_images(fd, offset)
+
+    def __dealloc__(self):
+        cdef uint32_t kind
+        for kind in range(TTM_SECTION_COUNT):
+            free(self.data[kind])
+            free(self.valid[kind])
+
+    cdef int read_header(self, int fd, uint64_t offset, uint64_t file_bytes) except -1:
+        cdef char[576] head
+        cdef ttm_block_control *control = <ttm_block_control *> (head + TTM_CONTROL)
+        cdef ttm_block_control after
+        cdef int attempt
+        cdef ttm_section *section
+        cdef uint32_t i, kind, cores
+        cdef uint64_t room
+        for attempt in range(TRIES):
+            if offset > file_bytes or file_bytes - offset < TTM_PAGE or not read_exactly(fd, head, 576, offset):
+                raise CorruptSegmentError(f"the block at {offset} lies beyond the segment's end, {file_bytes}")
+            ttm_fence_acquire()
+            if not read_exactly(fd, &after, sizeof(after), offset + TTM_CONTROL):
+                raise CorruptSegmentError("the segment was cut short while it was read")
+            if control.generation == after.generation and control.generation % 2 == 0:
+                break
+        else:
+            # The block is being written for another device, or its writer died while it did that.
+            self.live = False
+            return 0
+        memcpy(&self.header, head, sizeof(ttm_block_header))
+        self.live = after.state == TTM_STATE_LIVE
+        if not self.live:
+            return 0
+        if self.header.check != ttm_check(<uint64_t *> head, TTM_STATIC_WORDS - 1):
+            raise CorruptSegmentError(f"the header of the block at {offset} does not match its checksum")
+        if self.header.version != 1:
+            raise LayoutMismatchError(
+                f"the block at {offset} has version {self.header.version}, this ttmem reads 1: upgrade ttmem",
+                found=self.header.version, expected=1,
+            )
+        room = self.header.image_bytes
+        if (
+            self.header.block_bytes > file_bytes - offset
+            or room > self.header.block_bytes // 2
+            or self.header.image_offset > self.header.block_bytes
+            or self.header.image_offset % 8 or room % 8
+            or 2 * room > self.header.block_bytes - self.header.image_offset
+            or self.header.section_count > TTM_SECTIONS
+        ):
+            raise CorruptSegmentError(f"the images of the block at {offset} lie outside of it")
+        cores = self.header.grid_x * self.header.grid_y
+        if not (0 < self.header.grid_x <= CORES_MAX and 0 < self.header.grid_y <= CORES_MAX and cores <= CORES_MAX):
+            raise CorruptSegmentError(f"the block at {offset} has a grid of {self.header.grid_x} x {self.header.grid_y}")
+        memset(self.section, 0, sizeof(self.section))
+        for i in range(self.header.section_count):
+            section = &self.header.sections[i]
+            if section.kind >= TTM_SECTION_COUNT:
+                continue
+            if (
+                section.words < 2 or section.words > TTM_KEYS or section.stride % 8
+                or section.stride < 8 * section.words or section.count > 65536
+                or section.offset % 8 or section.offset > room
+                or <uint64_t> section.stride * section.count > room - section.offset
+            ):
+                raise CorruptSegmentError(f"section {section.kind} of the block at {offset} lies outside its image")
+            self.section[section.kind] = section[0]
+        for kind in range(TTM_SECTION_COUNT):
+            if self.section[kind].words < minimum_words(kind, cores) or self.section[kind].count < (8 if kind == TTM_TOTALS else 1):
+                raise CorruptSegmentError(f"section {kind} of the block at {offset} is missing or too small")
+        return 0
+
+    cdef int read_images(self, int fd, uint64_t offset) except -1:
+        cdef ttm_block_control before, after
+        cdef uint64_t image
+        cdef int attempt
+        cdef bint whole = False
+        for attempt in range(TRIES):
+            self.tries = attempt + 1
+            if not read_exactly(fd, &before, sizeof(before), offset + TTM_CONTROL):
+                raise CorruptSegmentError("the segment was cut short while it was read")
+            ttm_fence_acquire()
+            image = offset + self.header.image_offset + (before.seq & 1) * self.header.image_bytes
+            self.read_one(fd, image, False)
+            ttm_fence_acquire()
+            if not read_exactly(fd, &after, sizeof(after), offset + TTM_CONTROL):
+                raise CorruptSegmentError("the segment was cut short while it was read")
+            if after.generation != before.generation or after.state != TTM_STATE_LIVE:
+                self.live = False
+                return 0
+            if after.seq == before.seq:
+                whole = True
+                break
+        self.seq = after.seq
+        self.updated_ns = after.updated_ns
+        self.dropped = after.dropped
+        self.judge()
+        if not whole or self.damaged:
+            # Whatever is not right here may be right in the other image.
+            self.read_one(fd, offset + self.header.image_offset + self.header.image_bytes, True)
+            self.read_one(fd, offset + self.header.image_offset, True)
+            self.judge()
+        self.consistent = whole and not self.damaged
+        if not self.valid[TTM_TOTALS][TTM_T_CB] or not self.valid[TTM_TOTALS][TTM_T_TABLES]:
+            raise CorruptSegmentError(f"the totals of device {self.header.device_id} match no checksum")
+        return 0
+
+    cdef int read_one(self, int fd, uint64_t image, bint merge) except -1:
+        """Read what is in use of an image; with ``merge`` keep of each record the newest that is right."""
+        cdef uint32_t kind, rows
+        cdef uint64_t *totals
+        for kind in range(TTM_SECTION_COUNT):
+            rows = self.section[kind].count
+            if kind == TTM_TOTALS:
+                rows = 8
+            elif kind >= TTM_CB_CLASS:
+                totals = self.line(TTM_TOTALS, TTM_T_TABLES)
+                if kind == TTM_CB_CLASS or kind == TTM_CB_RANGES:
+                    rows = <uint32_t> least(rows, totals[5])
+                elif kind == TTM_L1_CLASS or kind == TTM_L1_RANGES:
+                    rows = <uint32_t> least(rows, totals[6])
+                elif kind == TTM_PROGRAMS or kind == TTM_PROGRAM_NAMES:
+                    rows = <uint32_t> least(rows, totals[0])
+                elif totals[3]:
+                    rows = <uint32_t> least(rows, rows // 2 + totals[3])
+                else:
+                    rows = <uint32_t> least(rows, totals[2])
+            else:
+                rows = 1
+            self.read_section(fd, image, kind, rows, merge)
+        return 0
+
+    cdef int read_section(self, int fd, uint64_t image, uint32_t kind, uint32_t rows, bint merge) except -1:
+        cdef ttm_section *section = &self.section[kind]
+        cdef uint64_t count = <uint64_t> rows * section.stride
+        cdef uint64_t *fresh
+        cdef uint8_t *valid
+        cdef uint32_t i, last = section.words - 1
+        cdef uint64_t *mine
+        cdef uint64_t *other
+        if rows == 0 and not merge:
+            self.rows[kind] = 0
+            return 0
+        fresh = <uint64_t *> malloc(count + 8)
+        valid = <uint8_t *> malloc(rows + 1)
+        if fresh == NULL or valid == NULL:
+            free(fresh)
+            free(valid)
+            raise MemoryError("no memory to read a segment")
+        if not read_exactly(fd, fresh, count, image + section.offset):
+            free(fresh)
+            free(valid)
+            raise CorruptSegmentError("the segment was cut short while it was read")
+        self.bytes_read += count
+        memset(valid, 0, rows + 1)
+        if merge:
+            for i in range(rows):
+                other = fresh + <uint64_t> i * section.stride // 8
+                valid[i] = self.right(kind, i, other)
+                if i < self.rows[kind] and self.valid[kind][i]:
+                    mine = self.line(kind, i)
+                    # Versions wrap after 2^32 commits: compare by distance.
+                    if not valid[i] or <uint32_t> ((mine[last] >> 32) - (other[last] >> 32)) < 0x80000000u:
+                        memcpy(other, mine, section.stride)
+                        valid[i] = 1
+        free(self.data[kind])
+        free(self.valid[kind])
+        self.data[kind] = fresh
+        self.valid[kind] = valid
+        self.rows[kind] = rows
+        return 0
+
+    cdef bint right(self, uint32_t kind, uint32_t index, const uint64_t *record) noexcept nogil:
+        """Tell whether a record matches its tag; an all-zero record was never written and is right."""
+        cdef uint32_t last = self.section[kind].words - 1
+        cdef uint32_t used = last
+        cdef uint32_t i
+        cdef uint64_t tag = record[last]
+        if kind == TTM_CB_RANGES or kind == TTM_L1_RANGES:
+            used = <uint32_t> least(record[0] & 0xFFFFFFFFu, least(last - 1, TTM_RANGES_MAX)) + 1
+        if ttm_tag(keys, record, used, <uint64_t> kind << 32 | index, <uint32_t> (tag >> 32)) == tag:
+            return True
+        if tag != 0 or kind < TTM_PROGRAMS:
+            return False
+        for i in range(used):
+            if record[i]:
+                return False
+        return True
+
+    cdef void judge(self) noexcept nogil:
+        cdef uint32_t kind, i
+        self.damaged = 0
+        for kind in range(TTM_SECTION_COUNT):
+            for i in range(self.rows[kind]):
+                # Between the two halves of the buffer table lie rows that nobody promised anything of.
+                if (kind == TTM_BUFFERS or kind == TTM_BUFFER_NAMES) and not self.buffer_in_use(i):
+                    self.valid[kind][i] = 0
+                    continue
+                self.valid[kind][i] = self.right(kind, i, self.line(kind, i))
+                if not self.valid[kind][i]:
+                    self.damaged += 1
+
+    cdef inline bint buffer_in_use(self, uint32_t index) noexcept nogil:
+        cdef uint64_t *tables = self.line(TTM_TOTALS, TTM_T_TABLES)
+        cdef uint32_t half = self.section[TTM_BUFFERS].count // 2
+        return index < tables[2] or half <= index < half + tables[3]
+
+    cdef inline uint64_t *line(self, uint32_t kind, uint32_t index) noexcept nogil:
+        return self.data[kind] + <uint64_t> index * self.section[kind].stride // 8
+
+    # What it says
+
+    @property
+    def device_id(self):
+        return self.header.device_id
+
+    @property
+    def asic_id(self):
+        return self.header.asic_id if self.header.known & TTM_KNOWN_ASIC else None
+
+    @property
+    def arch(self):
+        return text_of(self.header.arch, 16) or None
+
+    @property
+    def grid(self):
+        """(x, y), None if the writer did not know it."""
+        return (self.header.grid_x, self.header.grid_y) if self.header.known & TTM_KNOWN_GRID else None
+
+    @property
+    def record_grid(self):
+        """(x, y) of the cores that the records have, known or assumed."""
+        return (self.header.grid_x, self.header.grid_y)
+
+    @property
+    def geometry(self):
+        """The sizes that the writer told, by name; None where it did not."""
+        cdef uint32_t known = self.header.known
+        return {
+            "worker_l1_size": self.header.worker_l1_size if known & TTM_KNOWN_L1 else None,
+            "l1_cb_base": self.header.l1_cb_base if known & TTM_KNOWN_BASE else None,
+            "l1_small_size": self.header.l1_small_size if known & TTM_KNOWN_L1_SMALL else None,
+            "dram_size": self.header.dram_size if known & TTM_KNOWN_DRAM else None,
+            "trace_region_size": self.header.trace_region_size if known & TTM_KNOWN_TRACE else None,
+        }
+
+    @property
+    def published_ns(self):
+        return self.header.published_ns
+
+    @property
+    def origin(self):
+        return "replay" if self.header.origin == 1 else "live"
+
+    def total(self, uint32_t index):
+        """Return the words of a record of the totals; None if it is damaged."""
+        cdef uint32_t i
+        if not self.valid[TTM_TOTALS][index]:
+            return None
+        return tuple([self.line(TTM_TOTALS, index)[i] for i in range(TTM_LINE_WORDS - 1)])
+
+    def programs(self):
+        """Return [(program_id, name, cores, bytes per core, region end, count, logical bytes), ...] as they lie."""
+        cdef uint32_t i
+        cdef uint64_t *row
+        found = []
+        for i in range(self.rows[TTM_PROGRAMS]):
+            row = self.line(TTM_PROGRAMS, i)
+            if not self.valid[TTM_PROGRAMS][i] or <uint32_t> row[1] == 0:
+                continue
+            found.append((
+                row[0], self.name(TTM_PROGRAM_NAMES, i), row[1] >> 32, row[2] & 0xFFFFFFFFu, row[2] >> 32,
+                row[1] & 0xFFFFFFFFu, row[3],
+            ))
+        return found
+
+    def buffers(self):
+        """Return [(buffer_id, type, size, address, size per bank, allocated ns, cores, name), ...] of live buffers."""
+        cdef uint32_t i
+        cdef uint64_t *row
+        cdef uint64_t flags
+        found = []
+        for i in range(self.rows[TTM_BUFFERS]):
+            row = self.line(TTM_BUFFERS, i)
+            flags = row[1] >> 8
+            if not self.valid[TTM_BUFFERS][i] or not flags & 1:
+                continue
+            found.append((
+                row[0], row[1] & 0xFF, row[2], row[3] if flags & 2 else None, row[4] if flags & 4 else None, row[5], row[6],
+                self.name(TTM_BUFFER_NAMES, i),
+            ))
+        return found
+
+    cdef str name(self, uint32_t kind, uint32_t index):
+        if index >= self.rows[kind] or not self.valid[kind][index]:
+            return ""
+        return text_of(<const char *> self.line(kind, index), TTM_NAME_BYTES)
+
+    cdef int class_at(self, uint32_t map_kind, uint32_t class_kind, uint32_t x, uint32_t y) noexcept nogil:
+        """Return the class slot of a core; -1: not a core of this writer, -2: damaged."""
+        cdef uint16_t slot
+        if x >= self.header.grid_x or y >= self.header.grid_y:
+            return -1
+        if not self.valid[map_kind][0]:
+            return -2
+        slot = (<uint16_t *> self.line(map_kind, 0))[y * self.header.grid_x + x]
+        if slot >= self.rows[class_kind] or not self.valid[class_kind][slot]:
+            return -2
+        return slot
+
+    cdef int ranges_at(self, uint32_t class_kind, uint32_t ranges_kind, int slot, const uint64_t **out) noexcept nogil:
+        """Return how many merged ranges a class has, and where; -1 if not all are known."""
+        cdef uint64_t *record
+        cdef uint64_t count
+        if slot == -1:
+            return 0
+        if slot < 0 or not self.line(class_kind, slot)[4] or <uint32_t> slot >= self.rows[ranges_kind]:
+            return -1
+        if not self.valid[ranges_kind][slot]:
+            return -1
+        record = self.line(ranges_kind, slot)
+        count = record[0] & 0xFFFFFFFFu
+        if record[0] >> 32 or count > TTM_RANGES_MAX or count > self.section[ranges_kind].words - 2:
+            return -1
+        out[0] = record + 1
+        return <int> count
+
+    def core_ranges(self, uint32_t x, uint32_t y):
+        """Return the merged CB and L1 buffer ranges of a core as two lists of (begin, end); None where not all are known."""
+        cdef const uint64_t *ranges = NULL
+        cdef int count, i
+        answer = []
+        for map_kind, class_kind, ranges_kind in (
+            (TTM_CB_MAP, TTM_CB_CLASS, TTM_CB_RANGES), (TTM_L1_MAP, TTM_L1_CLASS, TTM_L1_RANGES)
+        ):
+            count = self.ranges_at(class_kind, ranges_kind, self.class_at(map_kind, class_kind, x, y), &ranges)
+            answer.append(None if count < 0 else [(ranges[i] & 0xFFFFFFFFu, ranges[i] >> 32) for i in range(count)])
+        return tuple(answer)
+
+
+cdef uint32_t minimum_words(uint32_t kind, uint32_t cores) noexcept nogil:
+    if kind == TTM_CB_MAP or kind == TTM_L1_MAP:
+        return (cores + 3) // 4 + 1
+    if kind == TTM_RESIDENT:
+        return (cores + 1) // 2 + 1
+    if kind == TTM_PROGRAM_NAMES or kind == TTM_BUFFER_NAMES:
+        return TTM_NAME_WORDS
+    if kind == TTM_CB_RANGES or kind == TTM_L1_RANGES:
+        return 3
+    return TTM_LINE_WORDS
+
+
+# One row of the table of cores: int64 each, -1 unknown.
+cdef struct CoreRow:
+    int64_t x
+    int64_t y
+    int64_t cb_physical_bytes
+    int64_t cb_logical_bytes
+    int64_t cb_resident_bytes
+    int64_t cb_region_end
+    int64_t l1_used_bytes
+    int64_t l1_lowest_address
+    int64_t headroom_bytes
+    int64_t overlap_bytes
+
+
+cdef int by_begin(const void *a, const void *b) noexcept nogil:
+    cdef uint32_t left = <uint32_t> (<const uint64_t *> a)[0]
+    cdef uint32_t right = <uint32_t> (<const uint64_t *> b)[0]
+    return (left > right) - (left < right)
+
+
+cdef uint32_t merge(uint64_t *ranges, uint32_t count) noexcept nogil:
+    """Sort ranges by begin and join those that overlap or touch; return how many remain."""
+    cdef uint32_t i, kept = 0
+    qsort(ranges, count, sizeof(uint64_t), by_begin)
+    for i in range(count):
+        if kept and (ranges[i] & 0xFFFFFFFFu) <= ranges[kept - 1] >> 32:
+            if ranges[i] >> 32 > ranges[kept - 1] >> 32:
+                ranges[kept - 1] = (ranges[kept - 1] & 0xFFFFFFFFu) | (ranges[i] >> 32) << 32
+        else:
+            ranges[kept] = ranges[i]
+            kept += 1
+    return kept
+
+
+cdef int64_t covered(const uint64_t *ranges, uint32_t count) noexcept nogil:
+    cdef uint32_t i
+    cdef int64_t total = 0
+    for i in range(count):
+        total += <int64_t> (ranges[i] >> 32) - <int64_t> (ranges[i] & 0xFFFFFFFFu)
+    return total
+
+
+cdef int64_t common(const uint64_t *a, uint32_t a_count, const uint64_t *b, uint32_t b_count) noexcept nogil:
+    """Return the bytes that two merged lists of ranges share."""
+    cdef uint32_t i = 0, j = 0
+    cdef int64_t begin, end, total = 0
+    while i < a_count and j < b_count:
+        begin = most(a[i] & 0xFFFFFFFFu, b[j] & 0xFFFFFFFFu)
+        end = least(a[i] >> 32, b[j] >> 32)
+        if end > begin:
+            total += end - begin
+        if a[i] >> 32 < b[j] >> 32:
+            i += 1
+        else:
+            j += 1
+    return total
+
+
+def core_table(list readings, uint32_t width, uint32_t height, int64_t base, int64_t l1_top, unsigned char[::1] out not None):
+    """Fill the table of cores from the readings of one device, one for each living writer.
+
+    The physical bytes are the union over the writers, not a sum that would count shared addresses twice.
+
+    Args:
+        readings: list of :class:`BlockReading`.
+        width, height: the cores to list, row by row.
+        base: where the CB region begins, -1 if unknown.
+        l1_top: where the region of L1 buffers ends, -1 if unknown.
+        out: width x height rows of ten int64: x, y, CB physical, logical and resident bytes, region end, bytes of L1 buffers,
+            the lowest of them, headroom, bytes that both claim; -1 unknown, the lowest int64 for an unknown headroom.
+    """
+    cdef uint32_t count = len(readings)
+    cdef BlockReading reading
+    cdef uint32_t x, y, i
+    cdef CoreRow *row = <CoreRow *> &out[0]
+    cdef CoreRow *previous = NULL
+    cdef int *slots
+    cdef bint same
+    cdef int slot, got, plane
+    cdef uint64_t *merged[2]
+    cdef int64_t merged_count[2]
+    cdef const uint64_t *ranges = NULL
+    cdef int64_t resident
+    cdef uint64_t *record
+    cdef int64_t[4] figures
+    if len(out) < <Py_ssize_t> (width * height * sizeof(CoreRow)):
+        raise ValueError("the table of cores is too small")
+    slots = <int *> malloc(4 * (count + 1) * sizeof(int))
+    merged[0] = <uint64_t *> malloc((count + 1) * TTM_RANGES_MAX * 8)
+    merged[1] = <uint64_t *> malloc((count + 1) * TTM_RANGES_MAX * 8)
+    if slots == NULL or merged[0] == NULL or merged[1] == NULL:
+        free(slots)
+        free(merged[0])
+        free(merged[1])
+        raise MemoryError("no memory for the table of cores")
+    try:
+        for y in range(height):
+            for x in range(width):
+                same = previous != NULL
+                resident = 0
+                for i in range(count):
+                    reading = readings[i]
+                    slot = reading.class_at(TTM_CB_MAP, TTM_CB_CLASS, x, y)
+                    same = same and slots[2 * i] == slot
+                    slots[2 * i] = slot
+                    slot = reading.class_at(TTM_L1_MAP, TTM_L1_CLASS, x, y)
+                    same = same and slots[2 * i + 1] == slot
+                    slots[2 * i + 1] = slot
+                    if x < reading.header.grid_x and y < reading.header.grid_y and resident >= 0:
+                        if reading.valid[TTM_RESIDENT][0]:
+                            resident += (<uint32_t *> reading.line(TTM_RESIDENT, 0))[y * reading.header.grid_x + x]
+                        else:
+                            resident = -1
+                if same:
+                    # Cores of one class in every writer have the same figures but for what is resident.
+                    row[0] = previous[0]
+                else:
+                    fill_row(row, readings, count, slots, merged, base, l1_top)
+                row.x = x
+                row.y = y
+                row.cb_resident_bytes = resident
+                previous = row
+                row += 1
+    finally:
+        free(slots)
+        free(merged[0])
+        free(merged[1])
+
+
+cdef int fill_row(CoreRow *row, list readings, uint32_t count, const int *slots, uint64_t **merged, int64_t base,
+                  int64_t l1_top) except -1:
+    cdef BlockReading reading
+    cdef uint32_t i, plane, class_kind, ranges_kind
+    cdef int slot, got
+    cdef int64_t total[2]
+    cdef int64_t kept[2]
+    cdef int64_t lowest = -1, end = 0, logical = 0, top
+    cdef bint unknown_class[2]
+    cdef const uint64_t *ranges = NULL
+    cdef uint64_t *record
+    cdef uint32_t holders
+    for plane in range(2):
+        class_kind = TTM_CB_CLASS if plane == 0 else TTM_L1_CLASS
+        ranges_kind = TTM_CB_RANGES if plane == 0 else TTM_L1_RANGES
+        total[plane] = kept[plane] = 0
+        unknown_class[plane] = False
+        holders = 0
+        for i in range(count):
+            reading = readings[i]
+            slot = slots[2 * i + plane]
+            if slot == -1:
+                continue
+            if slot < 0:
+                unknown_class[plane] = True
+                continue
+            record = reading.line(class_kind, slot)
+            if record[0]:
+                holders += 1
+                total[plane] += <int64_t> record[0]
+                if plane == 0:
+                    end = most(end, <int64_t> record[2])
+                elif lowest < 0 or <int64_t> record[3] < lowest:
+                    lowest = <int64_t> record[3]
+            if plane == 0:
+                logical += <int64_t> record[1]
+            got = reading.ranges_at(class_kind, ranges_kind, slot, &ranges)
+            if got < 0:
+                kept[plane] = -1
+            elif kept[plane] >= 0:
+                memcpy(merged[plane] + kept[plane], ranges, 8 * got)
+                kept[plane] += got
+        if kept[plane] >= 0 and count > 1:
+            kept[plane] = merge(merged[plane], <uint32_t> kept[plane])
+        if unknown_class[plane]:
+            total[plane] = kept[plane] = -1
+        elif holders > 1:
+            # One writer's own total is exact even without its ranges; a union needs them.
+            total[plane] = covered(merged[plane], <uint32_t> kept[plane]) if kept[plane] >= 0 else -1
+    row.cb_physical_bytes = total[0]
+    row.cb_logical_bytes = -1 if unknown_class[0] else logical
+    row.l1_used_bytes = total[1]
+    row.l1_lowest_address = -1 if unknown_class[1] else lowest
+    row.cb_region_end = -1 if unknown_class[0] else end if total[0] != 0 else base
+    top = l1_top if lowest < 0 else lowest
+    if unknown_class[0] or unknown_class[1] or top < 0 or row.cb_region_end < 0:
+        row.headroom_bytes = INT64_MIN
+    else:
+        row.headroom_bytes = top - row.cb_region_end
+    if total[0] == 0 or total[1] == 0:
+        row.overlap_bytes = 0
+    elif kept[0] < 0 or kept[1] < 0 or total[0] < 0 or total[1] < 0:
+        row.overlap_bytes = -1
+    else:
+        row.overlap_bytes = common(merged[0], <uint32_t> kept[0], merged[1], <uint32_t> kept[1])
+    return 0

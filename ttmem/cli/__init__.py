@@ -1,0 +1,1 @@
+"""The commands: the only code that prints, reads options and turns errors into exit codes."""

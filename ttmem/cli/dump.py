@@ -1,0 +1,381 @@
+"""Print the L1, circular-buffer and DRAM use of all Tenstorrent devices, once or again and again."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, TextIO
+
+from ttmem._version import __version__
+from ttmem.views import fields
+from ttmem.views.cores import METRICS, grid_of, render_heat_map, render_map
+from ttmem.views.dump import grid_text, render_devices
+from ttmem.views.tables import render_list, render_processes, render_programs
+from ttmem.views.text import Screen, clean, wrap
+
+EXIT_DONE, EXIT_NOTHING, EXIT_USAGE, EXIT_CONDITION, EXIT_UNREADABLE = range(5)
+
+SCHEMA = 1
+"""The number of the JSON's schema."""
+_MIN_WIDTH, _MAX_WIDTH = 40, 200
+_EPILOG = """\
+exit codes: 0 done; 1 nothing to read; 2 wrong usage; 3 a --fail-if condition is true; 4 files there, none readable
+
+examples:
+  ttmem-dump                                        all devices
+  watch -n 0.5 'ttmem-dump | grep -E "Device|CB:"'  the CBs, live
+  ttmem-dump --query device_id,memory.cb.physical,l1.core.min_headroom --format csv,nounits
+  ttmem-dump --fail-if 'l1.core.min_headroom < 64KiB'
+"""
+
+
+class _UsageError(Exception):
+    """The command line asks for something that is not possible."""
+
+
+def _core(text: str) -> tuple[int, int]:
+    x, comma, y = text.partition(",")
+    if not comma or not x.strip().isdigit() or not y.strip().isdigit():
+        raise argparse.ArgumentTypeError(f"expected X,Y as in 3,4, got {text!r}")
+    return int(x), int(y)
+
+
+def _interval(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected seconds, got {text!r}") from None
+    if not 0.05 <= seconds <= 86400:
+        raise argparse.ArgumentTypeError(f"expected 0.05 to 86400 seconds, got {text}")
+    return seconds
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of ``ttmem-dump``."""
+    parser = argparse.ArgumentParser(
+        prog="ttmem-dump", description=__doc__, epilog=_EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("-d", "--device", action="append", metavar="N", help="only these devices: ids or 0x asic ids, comma-separated")
+    add("-L", "--list-devices", action="store_true", help="one line for each device")
+    add("--json", action="store_true", help="the device objects as JSON")
+    add("--csv", action="store_true", help="all fields, a row for each device, plain bytes")
+    add(
+        "--cores",
+        nargs="?",
+        const="cb_physical",
+        choices=list(METRICS),
+        metavar="FIGURE",
+        help=f"heat map of the core grid; FIGURE is one of {', '.join(METRICS)} (default cb_physical)",
+    )
+    add("--map", type=_core, metavar="X,Y", help="address map of one core")
+    add("--processes", action="store_true", help="the processes of each device")
+    add("--programs", action="store_true", help="the cached programs of each device, largest first")
+    add("--query", metavar="FIELDS", help="these fields, comma-separated, a row for each device; see --help-query")
+    add("--format", metavar="FORMAT", help="of --query: csv[,noheader][,nounits]")
+    add("--help-query", action="store_true", help="list all fields")
+    add(
+        "--fail-if",
+        action="append",
+        metavar="EXPR",
+        help="FIELD OP VALUE[unit]: exit 3 if true on any device",
+    )
+    add(
+        "-w",
+        "--watch",
+        nargs="?",
+        type=_interval,
+        const=1.0,
+        metavar="SEC",
+        help="repeat every SEC seconds (default 1)",
+    )
+    add("--source", choices=("auto", "ttmem", "tt-metal"), default="auto", help="who published it (default auto)")
+    add("--compact", action="store_true", help="one line for each device")
+    add("--no-color", action="store_true", help="plain text; so does NO_COLOR")
+    add("-V", "--version", action="version", version=f"ttmem {__version__}")
+    return parser
+
+
+def screen_of(stream: TextIO, *, no_color: bool = False) -> Screen:
+    """Return what ``stream`` can show: its size, its colours, its characters."""
+    terminal = stream.isatty()
+    size = shutil.get_terminal_size((80, 24))
+    color = terminal and not no_color and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+    encoding = (getattr(stream, "encoding", None) or "ascii").lower().replace("-", "").replace("_", "")
+    # The last line of a terminal is the prompt's.
+    return Screen(
+        width=max(_MIN_WIDTH, min(_MAX_WIDTH, size.columns)),
+        height=max(1, size.lines - 1) if terminal else None,
+        color=color,
+        unicode=encoding.startswith("utf"),
+    )
+
+
+def _write(text: str) -> None:
+    """Write to stdout what its encoding has; a name of a process must not end the command."""
+    encoding = getattr(sys.stdout, "encoding", None) or "ascii"
+    sys.stdout.write(text.encode(encoding, "backslashreplace").decode(encoding))
+    sys.stdout.flush()
+
+
+def _selected(wanted: Sequence[str] | None) -> Callable[[Any], bool] | None:
+    """Return the test for ``-d``, or None for all devices."""
+    if not wanted:
+        return None
+    names = [name.strip() for text in wanted for name in text.split(",") if name.strip()]
+    ids: set[int] = set()
+    chips: set[int] = set()
+    for name in names:
+        try:
+            (chips if name.lower().startswith("0x") else ids).add(int(name, 0 if name.lower().startswith("0x") else 10))
+        except ValueError:
+            raise _UsageError(f"argument -d/--device: expected a device id or a 0x asic id, got {name!r}") from None
+
+    def test(device: Any) -> bool:
+        chip = device.get("asic_id")
+        return device.get("device_id") in ids or (chip is not None and int(str(chip), 0) in chips)
+
+    return test
+
+
+def _view(args: argparse.Namespace) -> None:
+    """Refuse views that exclude each other.
+
+    Raises:
+        _UsageError: two views that cannot stand in one output were asked for.
+    """
+    asked = [
+        name
+        for name, on in (
+            ("--json", args.json),
+            ("--csv", args.csv),
+            ("--query", args.query is not None),
+            ("-L", args.list_devices),
+        )
+        if on
+    ]
+    text = [
+        name
+        for name, on in (
+            ("--cores", args.cores),
+            ("--map", args.map),
+            ("--processes", args.processes),
+            ("--programs", args.programs),
+            ("--compact", args.compact),
+        )
+        if on
+    ]
+    # JSON holds cores, programs and processes anyway, so those only choose what text shows.
+    if len(asked) > 1 or (asked and asked != ["--json"] and text):
+        raise _UsageError(f"{' and '.join((asked + text)[:2])} cannot be used together")
+    if args.format and args.query is None:
+        raise _UsageError("--format needs --query")
+    if args.query is not None and not args.format:
+        args.format = "csv"
+
+
+def _text(
+    args: argparse.Namespace, snapshots: Sequence[Any], devices: Sequence[Any], screen: Screen, now_ns: int
+) -> str:
+    parts = []
+    if args.cores:
+        parts.append("\n".join(render_heat_map(device, screen, metric=args.cores) for device in devices))
+    if args.map:
+        parts.append(_maps(args.map, snapshots, devices, screen))
+    if args.processes:
+        parts.append(render_processes(devices, screen))
+    if args.programs:
+        parts.append(render_programs(devices, screen))
+    if not parts:
+        return render_devices(devices, screen, compact=args.compact or None, now_ns=now_ns)
+    return "\n".join(parts)
+
+
+def _maps(core: tuple[int, int], snapshots: Sequence[Any], devices: Sequence[Any], screen: Screen) -> str:
+    """Return the address map of a core of every device.
+
+    Raises:
+        _UsageError: no device has such a core.
+    """
+    boxes = [grid_of(device) for device in devices]
+    inside = [box is None or (box[0] <= core[0] <= box[2] and box[1] <= core[1] <= box[3]) for box in boxes]
+    if not any(inside):
+        grids = ", ".join(sorted({grid_text(device) for device in devices}))
+        raise _UsageError(f"argument --map: core {core[0]},{core[1]} is outside the grid ({grids})")
+    return "\n".join(
+        render_map(device, core, snapshot.core_map(*core) if there else None, screen)
+        for snapshot, device, there in zip(snapshots, devices, inside, strict=True)
+    )
+
+
+class _Dump:
+    """One command line, carried out as often as it is watched."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self.args = args
+        self.keep = _selected(args.device)
+        self.header, self.units = fields.parse_format(args.format) if args.format else (True, True)
+        self.first = True
+        self.told: set[str] = set()
+        self.messages: list[str] | None = None
+        """Where messages go in place of stderr: a screen that is painted over shows them itself."""
+
+    def tell(self, text: str) -> None:
+        """Say something on stderr; while watching, only once."""
+        message = f"ttmem-dump: {clean(text)}"
+        if self.messages is not None:
+            self.messages.append(message)
+        elif message not in self.told:
+            self.told.add(message)
+            print(message, file=sys.stderr)
+
+    def render(self, snapshots: Sequence[Any], devices: Sequence[Any], now_ns: int, screen: Screen) -> str:
+        """Return what stdout gets."""
+        args = self.args
+        if args.json:
+            whole = {"schema": SCHEMA, "host": socket.gethostname(), "taken_ns": now_ns, "devices": list(devices)}
+            return json.dumps(whole, indent=2 if args.watch is None else None) + "\n"
+        header = self.header and self.first
+        if args.csv:
+            return fields.render_csv(devices, header=header) if devices else ""
+        if args.query is not None:
+            asked = fields.parse_fields(args.query, devices)
+            return fields.render_query(devices, asked, header=header, units=self.units) if devices else ""
+        if args.list_devices:
+            return render_list(devices)
+        return _text(args, snapshots, devices, screen, now_ns) if devices else ""
+
+    def run(self, screen: Screen) -> tuple[str, int]:
+        """Read everything once; return the text and the exit code.
+
+        Raises:
+            _UsageError: a field or a condition does not exist.
+        """
+        from ttmem.reader import read_host  # so that --help costs nothing
+
+        args = self.args
+        reading = read_host(source=args.source)
+        now_ns = time.time_ns()
+        pairs = [(snapshot, snapshot.to_dict()) for snapshot in reading.devices]
+        every = [device for _, device in pairs]
+        if self.keep is not None:
+            pairs = [pair for pair in pairs if self.keep(pair[1])]
+        snapshots, devices = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
+        try:
+            conditions = [fields.parse_condition(text, devices) for text in args.fail_if or ()]
+            text = self.render(snapshots, devices, now_ns, screen)
+        except ValueError as error:
+            raise _UsageError(str(error)) from error
+        for problem in reading.problems:
+            self.tell(problem)
+        self.first = False
+        if not devices:
+            return text, self.nothing(reading, every)
+        if all(device.get("state") in ("foreign-version", "unreadable") for device in devices):
+            return text, EXIT_UNREADABLE
+        code = EXIT_DONE
+        for condition in conditions:
+            for device in devices:
+                met, sentence = fields.evaluate(condition, device)
+                if sentence:
+                    self.tell(sentence)
+                if met:
+                    code = EXIT_CONDITION
+        return text, code
+
+    def nothing(self, reading: Any, every: Sequence[Any]) -> int:
+        """Say why there is no device, and what helps; return the exit code."""
+        if every:
+            there = ", ".join(str(device.get("device_id")) for device in every)
+            self.tell(f"no such device: {', '.join(self.args.device)}; there is {there}")
+            return EXIT_NOTHING
+        if reading.found:
+            self.tell(f"{reading.found} file(s) found, none of them readable")
+            return EXIT_UNREADABLE
+        where = os.environ.get("TTMEM_SHM_DIR") or "/dev/shm"
+        self.tell(
+            f"no device is published in {where}: start a program that uses ttmem.publish, ttmem-replay "
+            "CAPTURE --hold, or TT-Metal with its memory tracking on"
+        )
+        return EXIT_NOTHING
+
+
+def _frame(text: str, messages: Sequence[str], screen: Screen) -> str:
+    """Return what repaints the terminal: at most as many lines as it has, each clearing what it covers."""
+    lines = text.splitlines() + [line for message in messages for line in wrap(message, screen)]
+    if screen.height is not None and len(lines) > screen.height:
+        hidden = len(lines) - screen.height + 1
+        lines = [*lines[: screen.height - 1], f"... {hidden} more lines"]
+    return "\x1b[H" + "".join(f"{line}\x1b[K\n" for line in lines) + "\x1b[J"
+
+
+def _watch(dump: _Dump, interval: float, no_color: bool) -> int:
+    """Repeat until interrupted: a terminal is painted over, a pipe gets one text after the other."""
+    out = sys.stdout
+    paint = out.isatty() and not (dump.args.json or dump.args.csv or dump.args.query is not None)
+    due = time.monotonic()
+    try:
+        while True:
+            screen = screen_of(out, no_color=no_color)
+            dump.messages = [] if paint else None
+            text, code = dump.run(screen)
+            if code == EXIT_CONDITION and paint:
+                # The last screen stays, and what was found goes where a script looks for it.
+                found, dump.messages = dump.messages or [], None
+                _write(_frame(text, (), screen))
+                print(*found, sep="\n", file=sys.stderr)
+                return code
+            _write(_frame(text, dump.messages, screen) if dump.messages is not None else text)
+            if code == EXIT_CONDITION:
+                return code
+            due = max(due + interval, time.monotonic())
+            time.sleep(max(0.0, due - time.monotonic()))
+    except KeyboardInterrupt:
+        return EXIT_DONE
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run ``ttmem-dump`` and return its exit code.
+
+    Args:
+        argv: the arguments; None takes the process's.
+    """
+    parser = build_parser()
+    try:
+        args = parser.parse_args(argv)
+    except SystemExit as stop:
+        return int(stop.code or 0) if not isinstance(stop.code, str) else EXIT_USAGE
+    try:
+        if args.help_query:
+            _write(fields.render_help(screen_of(sys.stdout)))
+            return EXIT_DONE
+        _view(args)
+        try:
+            dump = _Dump(args)
+            if args.query is not None and not args.query.strip(", "):
+                raise _UsageError("--query needs a field; --help-query lists them")
+        except ValueError as error:
+            raise _UsageError(str(error)) from error
+        if args.watch is not None:
+            code = _watch(dump, args.watch, args.no_color)
+        else:
+            text, code = dump.run(screen_of(sys.stdout, no_color=args.no_color))
+            _write(text)
+        return code
+    except _UsageError as error:
+        parser.print_usage(sys.stderr)
+        print(f"ttmem-dump: error: {error}", file=sys.stderr)
+        return EXIT_USAGE
+    except BrokenPipeError:
+        # The reader (head, grep -q) has what it wants. Python would complain at exit about what is still buffered.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_DONE
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT

@@ -1,0 +1,454 @@
+"""A device at one moment, put together from what its writers published."""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ttmem._reading import BlockReading, core_table
+from ttmem.cores import CoreCoord
+
+CORE_FIELDS = (
+    "x",
+    "y",
+    "cb_physical_bytes",
+    "cb_logical_bytes",
+    "cb_resident_bytes",
+    "cb_region_end",
+    "l1_used_bytes",
+    "l1_lowest_address",
+    "headroom_bytes",
+    "overlap_bytes",
+)
+CORE_DTYPE = np.dtype([(name, np.int64) for name in CORE_FIELDS])
+UNKNOWN_HEADROOM = np.iinfo(np.int64).min
+PROGRAMS_MAX = 1024
+
+CB, DRAM, L1, _SYSTEM, L1_SMALL, TRACE, KERNEL, TABLES = range(8)
+ACCOUNTING = ("total", "reserved", "cb", "buffer", "l1_small", "overlap", "free")
+
+
+class Figures(dict[str, Any]):
+    """A JSON object whose members can also be had as attributes."""
+
+    __slots__ = ()
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            value = self[name]
+        except KeyError:
+            raise AttributeError(f"no figure is called {name!r}: there are {', '.join(self)}") from None
+        return figures(value)
+
+
+def figures(value: Any) -> Any:
+    """Return JSON data with attribute access at every level."""
+    if isinstance(value, dict) and not isinstance(value, Figures):
+        return Figures(value)
+    if isinstance(value, list):
+        return [figures(item) for item in value]
+    return value
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """What one writer published of a device.
+
+    Attributes:
+        reading: its block, taken out of the file.
+        pid: of the writer, in the writer's pid namespace.
+        process_name: of the writer.
+        user: whom the file belongs to.
+        state: ``live``, ``stale`` or ``unknown`` (cannot be judged from here).
+    """
+
+    reading: BlockReading
+    pid: int
+    process_name: str
+    user: str
+    state: str
+
+
+def _sum(values: list[int | None]) -> int | None:
+    return None if any(value is None for value in values) else sum(values)  # type: ignore[arg-type]
+
+
+def _less(total: int | None, used: int | None) -> int | None:
+    return None if total is None or used is None else total - used
+
+
+class Snapshot:
+    """An immutable picture of one device; its figures are attributes named as in the JSON.
+
+    ``snapshot.memory.cb.physical_bytes`` is a number of bytes, or None where it is unknown. :attr:`cores` is a NumPy
+    structured array, one row a core, int64 columns, -1 unknown (headroom: the lowest int64).
+    """
+
+    def __init__(self, parts: list[Part], *, taken_ns: int | None = None, last: "Snapshot | None" = None) -> None:
+        self.taken_ns = time.time_ns() if taken_ns is None else taken_ns
+        self._parts = sorted(parts, key=lambda part: part.reading.published_ns)
+        self._live = [part for part in self._parts if part.state == "live"]
+        self._last = last
+        self._given: dict[str, Any] | None = None
+        self._table: np.ndarray[Any, Any] | None = None
+        self._object: Figures | None = None
+        self._geometry: dict[str, Any] | None = None
+        self.extra_warnings: list[str] = []
+
+    @classmethod
+    def of_dict(cls, device: dict[str, Any], *, taken_ns: int | None = None) -> "Snapshot":
+        """Return a snapshot made of a device object: of TT-Metal's region, of a dump, of a recording."""
+        snapshot = cls([], taken_ns=taken_ns)
+        snapshot._given = device
+        return snapshot
+
+    # What stands in the JSON
+
+    def to_dict(self, *, cores: bool = True) -> dict[str, Any]:
+        """Return the device object of the JSON.
+
+        Args:
+            cores: whether to list the cores.
+        """
+        device = dict(self._figures())
+        if cores:
+            device["cores"] = self._core_objects()
+        else:
+            device.pop("cores", None)
+        return device
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):
+            raise AttributeError(name)
+        if name == "grid":
+            grid = self._figures()["grid"]
+            return None if grid is None else CoreCoord(grid["x"], grid["y"])
+        if name == "asic_id":
+            text = self._figures()["asic_id"]
+            return None if text is None else int(text, 16)
+        return getattr(self._figures(), name)
+
+    def __repr__(self) -> str:
+        device = self._figures()
+        return f"<ttmem.Snapshot of device {device['device_id']}, {device['state']}, source {device['source']}>"
+
+    @property
+    def cores(self) -> Any:
+        """The figures per core: a structured array with the columns of :data:`CORE_FIELDS`; None if there are none."""
+        if self._given is not None:
+            rows = self._given.get("cores")
+            if rows is None:
+                return None
+            table = np.full(len(rows), -1, CORE_DTYPE)
+            for index, row in enumerate(rows):
+                for name in CORE_FIELDS:
+                    unknown = UNKNOWN_HEADROOM if name == "headroom_bytes" else -1
+                    value = row.get(name)
+                    table[index][name] = unknown if value is None else value
+            return table
+        if self._table is None:
+            self._table = self._core_table()
+        return self._table
+
+    def core_map(self, x: int, y: int) -> dict[str, Any]:
+        """Return the merged address ranges of a core over the living writers.
+
+        Returns:
+            ``cb_ranges`` and ``l1_ranges``, lists of [begin, end); None where they are not all known.
+        """
+        answer: dict[str, Any] = {}
+        for index, name in enumerate(("cb_ranges", "l1_ranges")):
+            lists = [part.reading.core_ranges(x, y)[index] for part in self._live]
+            answer[name] = (
+                None if self._given is not None or any(found is None for found in lists) else _merged(lists)
+            )
+        return answer
+
+    def buffers(self) -> list[dict[str, Any]]:
+        """Return the live buffers that the writers' tables hold, each with its pid."""
+        names = ("buffer_id", "buffer_type", "size_bytes", "address", "size_per_bank", "allocated_ns", "num_cores", "name")
+        return [
+            {**dict(zip(names, row, strict=True)), "pid": part.pid} for part in self._live for row in part.reading.buffers()
+        ]
+
+    # How it is put together
+
+    def _figures(self) -> Figures:
+        if self._given is not None:
+            return Figures(self._given)
+        if self._object is None:
+            self._object = Figures(self._compose())
+        return self._object
+
+    def _known_geometry(self) -> dict[str, Any]:
+        if self._geometry is None:
+            self._geometry = self._join_geometry()
+        return self._geometry
+
+    def _join_geometry(self) -> dict[str, Any]:
+        """Take each field from the oldest living writer that knows it; name those that say otherwise."""
+        known: dict[str, Any] = dict.fromkeys(
+            ("grid", "arch", "asic_id", "worker_l1_size", "l1_cb_base", "l1_small_size", "dram_size", "trace_region_size")
+        )
+        told_by: dict[str, int] = {}
+        warnings = []
+        for part in self._live or self._parts:
+            reading = part.reading
+            said = {"grid": reading.grid, "arch": reading.arch, "asic_id": reading.asic_id, **reading.geometry}
+            for name, value in said.items():
+                if value is None:
+                    continue
+                if known[name] is None:
+                    known[name], told_by[name] = value, part.pid
+                elif known[name] != value:
+                    warnings.append(
+                        f"process {part.pid} says {name} is {value}, the older process {told_by[name]} says {known[name]}"
+                    )
+        known["warnings"] = warnings
+        return known
+
+    def _core_table(self) -> np.ndarray[Any, Any]:
+        geometry = self._known_geometry()
+        readings = [part.reading for part in self._live]
+        grid = geometry["grid"]
+        if grid is None:
+            sizes = [reading.record_grid for reading in readings] or [(0, 0)]
+            grid = (max(x for x, _ in sizes), max(y for _, y in sizes))
+        # Cores that only a contradicting writer has still count.
+        width = max([grid[0], *(r.grid[0] for r in readings if r.grid)])
+        height = max([grid[1], *(r.grid[1] for r in readings if r.grid)])
+        table = np.empty(width * height, CORE_DTYPE)
+        base, size, small = (geometry[name] for name in ("l1_cb_base", "worker_l1_size", "l1_small_size"))
+        top = -1 if size is None or small is None else size - small
+        core_table(readings, width, height, -1 if base is None else base, top, memoryview(table).cast("B"))
+        if geometry["grid"] is None:
+            # The grid is not known: list the cores on which anything ever was.
+            touched = (table["cb_logical_bytes"] != 0) | (table["cb_resident_bytes"] != 0)
+            table = table[touched]
+        table.setflags(write=False)
+        return table
+
+    def _core_objects(self) -> list[dict[str, Any]] | None:
+        if self._given is not None:
+            rows: list[dict[str, Any]] | None = self._given.get("cores")
+            return rows
+        return [
+            {
+                name: None
+                if (value == UNKNOWN_HEADROOM if name == "headroom_bytes" else value == -1)
+                else value
+                for name, value in zip(CORE_FIELDS, row, strict=True)
+            }
+            for row in self.cores.tolist()
+        ]
+
+    def _total(self, record: int, word: int) -> int | None:
+        values = []
+        for part in self._live:
+            words = part.reading.total(record)
+            values.append(None if words is None else words[word])
+        return _sum(values)
+
+    def _physical(self) -> int | None:
+        if len(self._live) == 1:
+            return self._total(CB, 0)
+        column = self.cores["cb_physical_bytes"]
+        return None if (column < 0).any() else int(column.sum())
+
+    def _compose(self) -> dict[str, Any]:
+        if not self._parts and self._last is not None:
+            return self._gone()
+        geometry = self._known_geometry()
+        grid, size, base, small = (geometry[n] for n in ("grid", "worker_l1_size", "l1_cb_base", "l1_small_size"))
+        cores = None if grid is None else grid[0] * grid[1]
+
+        def region(record: int, total: int | None) -> dict[str, int | None]:
+            used = self._total(record, 0)
+            return {
+                "used_bytes": used,
+                "total_bytes": total,
+                "free_bytes": _less(total, used),
+                "peak_bytes": self._total(record, 1),
+            }
+
+        l1_total = None if None in (cores, size, base, small) else cores * (size - base - small)
+        updated = [part.reading.updated_ns for part in self._live if part.reading.updated_ns]
+        readings = [part.reading for part in self._live]
+        asic_id = geometry["asic_id"]
+        oldest = (self._live or self._parts)[0].reading
+        programs, omitted = self._programs()
+        return {
+            "device_id": oldest.device_id,
+            "asic_id": None if asic_id is None else f"{asic_id:#x}",
+            "arch": geometry["arch"],
+            "source": "ttmem",
+            "origin": "replay" if all(r.reading.origin == "replay" for r in self._live or self._parts) else "live",
+            "state": self._state(),
+            "grid": None if grid is None else {"x": grid[0], "y": grid[1]},
+            "updated_ns": max(updated, default=None),
+            "consistent": all(reading.consistent for reading in readings),
+            "memory": {
+                "dram": region(DRAM, geometry["dram_size"]),
+                "l1": region(L1, l1_total),
+                "l1_small": region(L1_SMALL, None if cores is None or small is None else cores * small),
+                "trace": region(TRACE, geometry["trace_region_size"]),
+                "cb": {
+                    "physical_bytes": self._physical(),
+                    "logical_bytes": self._total(CB, 1),
+                    "resident_bytes": self._total(CB, 2),
+                    "peak_bytes": self._total(CB, 3),
+                },
+                "kernel": {"used_bytes": self._total(KERNEL, 0), "persistent_bytes": self._total(KERNEL, 1)},
+            },
+            "l1_accounting": self._accounting(cores, size, base, small),
+            "cores": None,
+            "programs": programs,
+            "programs_omitted": omitted,
+            "processes": [_process(part) for part in self._parts],
+            "warnings": [*geometry["warnings"], *self._warnings(omitted), *self.extra_warnings],
+        }
+
+    def _state(self) -> str:
+        if self._live:
+            return "live"
+        return "stale" if any(part.state == "stale" for part in self._parts) else "unreadable"
+
+    def _accounting(self, cores: int | None, size: Any, base: Any, small: Any) -> dict[str, int | None]:
+        if None in (cores, size, base, small):
+            return {f"{name}_bytes": None for name in ACCOUNTING}
+        assert cores is not None
+        table = self.cores
+        physical = self._physical()
+
+        def column(name: str) -> int | None:
+            values = table[name]
+            return None if (values < 0).any() else int(values.sum())
+
+        buffers, overlap = column("l1_used_bytes"), column("overlap_bytes")
+        total, reserved, l1_small = cores * size, cores * base, cores * small
+        free = None
+        if physical is not None and buffers is not None and overlap is not None:
+            free = total - reserved - physical - buffers - l1_small + overlap
+        values = (total, reserved, physical, buffers, l1_small, overlap, free)
+        return {f"{name}_bytes": value for name, value in zip(ACCOUNTING, values, strict=True)}
+
+    def _programs(self) -> tuple[list[dict[str, Any]], int]:
+        rows = []
+        omitted = 0
+        for part in self._live:
+            tables = part.reading.total(TABLES)
+            omitted += 0 if tables is None else tables[1]
+            for program_id, name, cores, per_core, end, count, logical in part.reading.programs():
+                rows.append(
+                    (
+                        -logical,
+                        program_id,
+                        {
+                            "program_id": program_id,
+                            "name": name,
+                            "num_cores": cores,
+                            "cb_bytes_per_core": per_core,
+                            "cb_region_end": end,
+                            "count": count,
+                            "pid": part.pid,
+                        },
+                    )
+                )
+        rows.sort(key=lambda row: row[:2])
+        omitted += max(0, len(rows) - PROGRAMS_MAX)
+        return [row[2] for row in rows[:PROGRAMS_MAX]], omitted
+
+    def _warnings(self, omitted: int) -> Iterator[str]:
+        for part in self._live:
+            if part.reading.damaged:
+                yield f"{part.reading.damaged} records of process {part.pid} match no checksum and are left out"
+            if part.reading.dropped:
+                yield f"process {part.pid} could not publish {part.reading.dropped} records: shared memory was full"
+        if omitted:
+            yield f"{omitted} programs are counted in the totals and not listed"
+        if len(self._live) > 1:
+            yield f"peaks are sums over {len(self._live)} processes: upper bounds, for they need not have coincided"
+        unknown = [part.pid for part in self._parts if part.state == "unknown"]
+        if unknown:
+            yield f"whether processes {unknown} live cannot be told from here: they are in no total"
+
+    def _gone(self) -> dict[str, Any]:
+        """Return what is left of a device whose writers have all left: its geometry, and zeros."""
+        assert self._last is not None
+        before = self._last._figures()
+        empty = {
+            kind: {
+                name: (0 if name in ("used_bytes", "persistent_bytes") or kind == "cb" else value)
+                for name, value in record.items()
+            }
+            for kind, record in before["memory"].items()
+        }
+        for record in empty.values():
+            if record.get("total_bytes") is not None:
+                record["free_bytes"] = record["total_bytes"]
+            if "peak_bytes" in record:
+                record["peak_bytes"] = 0
+        accounting = dict(before["l1_accounting"])
+        if accounting["total_bytes"] is not None:
+            for name in ("cb", "buffer", "overlap"):
+                accounting[f"{name}_bytes"] = 0
+            accounting["free_bytes"] = (
+                accounting["total_bytes"] - accounting["reserved_bytes"] - accounting["l1_small_bytes"]
+            )
+        self._geometry = self._last._known_geometry()
+        return {
+            **before,
+            "state": "stale",
+            "updated_ns": None,
+            "consistent": True,
+            "memory": empty,
+            "l1_accounting": accounting,
+            "programs": [],
+            "programs_omitted": 0,
+            "processes": [],
+            "warnings": ["no process publishes the device any more"],
+        }
+
+
+def _merged(lists: list[Any]) -> list[list[int]]:
+    merged: list[list[int]] = []
+    for begin, end in sorted(interval for found in lists for interval in found):
+        if merged and begin <= merged[-1][1]:
+            merged[-1][1] = max(merged[-1][1], end)
+        else:
+            merged.append([begin, end])
+    return merged
+
+
+def _process(part: Part) -> dict[str, Any]:
+    def word(record: int, index: int = 0) -> int | None:
+        words = part.reading.total(record)
+        return None if words is None else words[index]
+
+    return {
+        "pid": part.pid,
+        "name": part.process_name,
+        "user": part.user,
+        "state": part.state,
+        "dram_bytes": word(DRAM),
+        "l1_bytes": word(L1),
+        "l1_small_bytes": word(L1_SMALL),
+        "trace_bytes": word(TRACE),
+        "cb_physical_bytes": word(CB),
+        "kernel_bytes": word(KERNEL),
+    }
+
+
+def dump(devices: list[Snapshot], *, taken_ns: int) -> dict[str, Any]:
+    """Return the whole JSON object of ``ttmem-dump --json``."""
+    return {
+        "schema": 1,
+        "host": socket.gethostname(),
+        "taken_ns": taken_ns,
+        "devices": [device.to_dict() for device in devices],
+    }

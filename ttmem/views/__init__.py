@@ -1,0 +1,1 @@
+"""Screens and files made of the contract's device objects: pure functions, data in, text out."""

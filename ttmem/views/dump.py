@@ -1,0 +1,395 @@
+"""The breakdown of devices that ``ttmem-dump`` prints: one block for each, or one line for each where many must fit.
+
+For each device a line starts with ``Device N:``, and labelled lines give first the used value, so that
+``ttmem-dump | grep -E "Device|CB:"`` is useful; whatever a terminal adds comes after the value.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from ttmem.units import NOT_AVAILABLE, format_bytes, format_exact
+from ttmem.views.notes import Note, get, notes
+from ttmem.views.text import (
+    Device,
+    Line,
+    Piece,
+    Screen,
+    bar,
+    cell_width,
+    clean,
+    level,
+    pad,
+    percent,
+    render,
+    stacked,
+    wrap,
+)
+
+_LABEL = 12
+"""Columns of the indented label."""
+_VALUE = 10
+"""Columns of a size: ``1023.9 MiB``."""
+_PERCENT = 7
+_NOTES = 30
+"""Columns that the remarks behind a bar take when they stand on its line."""
+
+
+def render_devices(
+    devices: Sequence[Device], screen: Screen, *, compact: bool | None = None, now_ns: int | None = None
+) -> str:
+    """Return the breakdown of all devices as text.
+
+    Args:
+        devices: device objects of the contract's JSON.
+        screen: width, height, colour and encoding.
+        compact: one line for each device; None decides it: only for several devices that do not fit the screen.
+        now_ns: the clock (CLOCK_REALTIME) that ages are told by; None leaves ages out.
+    """
+    if compact:
+        return render(compact_lines(devices, screen), screen)
+    blocks = [device_lines(device, screen, now_ns=now_ns) for device in devices]
+    lines = [line for i, block in enumerate(blocks) for line in ([[("", "")]] if i else []) + list(block)]
+    if compact is None and len(devices) > 1 and screen.height is not None and len(lines) > screen.height:
+        lines = list(compact_lines(devices, screen))
+    return render(lines, screen)
+
+
+def format_age(age_ns: int) -> str:
+    """Return a time span in its largest unit: ``0.4 s``, ``12 min``, ``3 h``, ``2 d``."""
+    seconds = max(0, age_ns) / 1e9
+    if seconds < 100:
+        return f"{seconds:.1f} s"
+    for unit, size, limit in (("min", 60, 100), ("h", 3600, 48)):
+        if seconds < limit * size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{seconds / 86400:.0f} d"
+
+
+def grid_text(device: Device) -> str:
+    """Return the grid as ``8x8``, or ``N/A``."""
+    grid = device.get("grid")
+    return f"{grid['x']}x{grid['y']}" if grid else NOT_AVAILABLE
+
+
+def header_parts(device: Device, now_ns: int | None = None) -> list[str]:
+    """Return what stands behind ``Device N:``: state, architecture, grid, chip, source, origin, age."""
+    parts = [
+        str(device.get("state") or f"state {NOT_AVAILABLE}"),
+        str(device.get("arch") or f"arch {NOT_AVAILABLE}"),
+        f"grid {grid_text(device)}",
+        f"asic {device.get('asic_id') or NOT_AVAILABLE}",
+        f"source {device.get('source') or NOT_AVAILABLE}",
+    ]
+    if device.get("origin") == "replay":
+        parts.append("replay")
+    updated = get(device, "updated_ns")
+    if now_ns is not None:
+        parts.append(f"changed {format_age(now_ns - updated)} ago" if updated is not None else "never changed")
+    return [clean(part) for part in parts]
+
+
+def _header(device: Device, screen: Screen, now_ns: int | None) -> list[Line]:
+    name = f"Device {device['device_id']}:"
+    texts = wrap(", ".join(header_parts(device, now_ns)), screen, first=name + " ", rest="  ")
+    state = str(device.get("state"))
+    color = {"live": "good", "idle": "dim"}.get(state, "warn")
+    first: list[Piece] = [(name, "head")]
+    tail = texts[0][len(name) :]
+    if tail.startswith(f" {state}"):
+        first += [(f" {state}", color), (tail[len(state) + 1 :], "")]
+    else:
+        first.append((tail, ""))
+    return [first, *([(text, "")] for text in texts[1:])]
+
+
+def _bar_width(screen: Screen) -> int:
+    fixed = _LABEL + _VALUE + 2 + 1 + _PERCENT
+    beside = screen.width - fixed - 2 - _NOTES
+    if beside >= 10:
+        return min(40, beside)
+    # No room for remarks beside the bar: they stand below it.
+    below = min(24, screen.width - fixed)
+    return below if below >= 8 else 0
+
+
+def _figure(
+    label: str,
+    used: int | None,
+    total: int | None,
+    remarks: Sequence[str],
+    screen: Screen,
+    *,
+    meter: list[Piece] | None = None,
+) -> list[Line]:
+    """Return the labelled line of one figure, and a line below for the remarks that do not fit on it."""
+    width = _bar_width(screen)
+    line: list[Piece] = [
+        (pad(f"  {label}:", _LABEL), "bold"),
+        (pad(format_bytes(used), _VALUE, ">"), "" if used is not None else "dim"),
+        ("  ", ""),
+    ]
+    share = percent(used, total)
+    if width:
+        line += meter if meter is not None else bar(used, total, width, screen)
+        line.append((" ", ""))
+    line.append((pad(share, _PERCENT, ">"), level(used, total)))
+    at = sum(cell_width(text) for text, _ in line)
+    lines: list[list[Piece]] = [line]
+    indent = _LABEL + _VALUE + 2 if screen.width >= 56 else 6
+    started = False
+    for remark in remarks:
+        glue = ", " if started else "  " if len(lines) == 1 else ""
+        if at + len(glue) + len(remark) + 1 > screen.width:
+            if started:
+                lines[-1].append((",", "dim"))
+            lines.append([(" " * indent, "")])
+            at, glue = indent, ""
+        lines[-1].append((glue + remark, "dim"))
+        at += len(glue) + len(remark)
+        started = True
+    return lines
+
+
+def _remarks(device: Device, kind: str, *, of: bool = True) -> list[str]:
+    total, peak = get(device, f"memory.{kind}.total_bytes"), get(device, f"memory.{kind}.peak_bytes")
+    found = [f"of {format_bytes(total)}"] if of and total is not None else []
+    return found + ([f"peak {format_bytes(peak)}"] if peak is not None else [])
+
+
+def _memory_lines(device: Device, screen: Screen) -> list[Line]:
+    def used(kind: str) -> int | None:
+        return get(device, f"memory.{kind}.used_bytes")
+
+    def total(kind: str) -> int | None:
+        return get(device, f"memory.{kind}.total_bytes")
+
+    room = total("l1")
+    logical, resident = get(device, "memory.cb.logical_bytes"), get(device, "memory.cb.resident_bytes")
+    cb = ([f"of {format_bytes(room)}"] if room is not None else []) + _remarks(device, "cb", of=False)
+    cb += [f"{name} {format_bytes(v)}" for name, v in (("logical", logical), ("resident", resident)) if v is not None]
+    persistent = get(device, "memory.kernel.persistent_bytes")
+    kernel = [f"{format_bytes(persistent)} persistent"] if persistent is not None else []
+    return [
+        *_figure("DRAM", used("dram"), total("dram"), _remarks(device, "dram"), screen),
+        *_figure("L1", used("l1"), room, _remarks(device, "l1"), screen),
+        *_figure("CB", get(device, "memory.cb.physical_bytes"), room, cb, screen),
+        *_figure("Kernels", used("kernel"), None, kernel, screen),
+        *_figure("L1 Small", used("l1_small"), total("l1_small"), _remarks(device, "l1_small"), screen),
+        *_figure("Trace", used("trace"), total("trace"), _remarks(device, "trace"), screen),
+    ]
+
+
+def used_l1(device: Device) -> int | None:
+    """Return "Total L1": reserved + cb + buffer + l1_small - overlap, in bytes; None where the geometry is unknown."""
+    reserved, cb, buffers, small, overlap = (
+        get(device, f"l1_accounting.{name}_bytes") for name in ("reserved", "cb", "buffer", "l1_small", "overlap")
+    )
+    if reserved is None or cb is None or buffers is None or small is None or overlap is None:
+        return None
+    return reserved + cb + buffers + small - overlap
+
+
+def l1_parts(device: Device) -> list[tuple[str, int]]:
+    """Return the disjoint parts of L1 in bytes, from the bottom of the account to free; empty where unknown."""
+    used, total, free = (
+        used_l1(device),
+        get(device, "l1_accounting.total_bytes"),
+        get(device, "l1_accounting.free_bytes"),
+    )
+    if used is None or total is None or free is None:
+        return []
+    account = device["l1_accounting"]
+    overlap = account["overlap_bytes"]
+    return [
+        ("reserved", account["reserved_bytes"]),
+        ("cb", account["cb_bytes"] - overlap),
+        ("overlap", overlap),
+        ("buffers", account["buffer_bytes"] - overlap),
+        ("l1_small", account["l1_small_bytes"]),
+        ("free", free),
+    ]
+
+
+_ACCOUNT: tuple[tuple[str, str, str, str, str], ...] = (
+    (" ", "reserved", "reserved_bytes", "reserved", "below the CBs; holds kernels"),
+    ("+", "CB", "cb_bytes", "cb", "of all cached programs"),
+    ("+", "buffers", "buffer_bytes", "buffers", "on cores"),
+    ("+", "L1 small", "l1_small_bytes", "l1_small", "region set aside"),
+    ("-", "overlap", "overlap_bytes", "overlap", "CB and buffers both"),
+)
+
+
+def _account_lines(device: Device, screen: Screen) -> list[Line]:
+    """Return Total L1 of capacity, with the sum that makes it, to the byte."""
+    used, total = used_l1(device), get(device, "l1_accounting.total_bytes")
+    free = get(device, "l1_accounting.free_bytes")
+    if used is None or total is None or free is None:
+        return _figure("Total L1", None, None, ["the device's geometry is unknown"], screen)
+    meter = stacked(l1_parts(device), _bar_width(screen), screen)
+    lines: list[Line] = list(
+        _figure(
+            "Total L1", used, total, [f"of {format_bytes(total)}", f"free {format_bytes(free)}"], screen, meter=meter
+        )
+    )
+    account = device["l1_accounting"]
+    rows = [(sign, name, account[key], part, text) for sign, name, key, part, text in _ACCOUNT]
+    rows += [("=", "used", used, "", "Total L1"), ("+", "free", free, "free", ""), ("=", "capacity", total, "", "")]
+    for sign, name, size, part, text in rows:
+        line: list[Piece] = [
+            (f"  {sign} ", "dim"),
+            (pad(name, 9), "bold" if sign == "=" else ""),
+            (pad(format_exact(size) + " B", 16 if screen.width >= 54 else 14, ">"), "bold" if sign == "=" else ""),
+        ]
+        if screen.width >= 54:
+            line.append((pad(format_bytes(size), 12, ">"), "dim"))
+        line.append((pad(percent(size, total), 9, ">"), "dim"))
+        if part:
+            line.append((f"  {screen.keys[part]}", part))
+        if text and screen.width >= 72:
+            line.append((f" {text}" if part else f"    {text}", "dim"))
+        lines.append(line)
+    return lines
+
+
+def _note_lines(found: Sequence[Note], screen: Screen) -> list[Line]:
+    lines: list[Line] = []
+    for note in found:
+        head = f"  {note.kind}: "
+        texts = wrap(note.text, screen, first=head, rest="    ")
+        lines.append([(head, "alarm" if note.kind == "warning" else "dim"), (texts[0][len(head) :], "")])
+        lines += [[(text, "")] for text in texts[1:]]
+    return lines
+
+
+def device_lines(device: Device, screen: Screen, *, now_ns: int | None = None) -> list[Line]:
+    """Return the block of one device: header, figures, the account of L1, notes."""
+    return [
+        *_header(device, screen, now_ns),
+        *_memory_lines(device, screen),
+        *_account_lines(device, screen),
+        *_note_lines(notes(device), screen),
+    ]
+
+
+def _min_headroom(device: Device) -> int | None:
+    known = [c["headroom_bytes"] for c in device.get("cores") or () if c.get("headroom_bytes") is not None]
+    return min(known, default=None)
+
+
+_COLUMNS: tuple[tuple[str, int, int, Callable[[Device], int | None]], ...] = (
+    ("DRAM", 11, 3, lambda d: get(d, "memory.dram.used_bytes")),
+    ("L1", 11, 2, lambda d: get(d, "memory.l1.used_bytes")),
+    ("CB", 11, 1, lambda d: get(d, "memory.cb.physical_bytes")),
+    ("CB res.", 11, 9, lambda d: get(d, "memory.cb.resident_bytes")),
+    ("Kernels", 11, 7, lambda d: get(d, "memory.kernel.used_bytes")),
+    ("L1 Small", 11, 5, lambda d: get(d, "memory.l1_small.used_bytes")),
+    ("Trace", 11, 6, lambda d: get(d, "memory.trace.used_bytes")),
+    ("Headroom", 11, 8, _min_headroom),
+)
+"""Title, columns, rank (the lowest stay on a narrow screen), and the figure."""
+_TOTAL = 9
+_METER = 24
+
+
+def device_ranges(ids: Sequence[int]) -> str:
+    """Return device ids as text, runs as ranges: ``Devices 0-3, 7``."""
+    ordered = sorted(ids)
+    runs: list[list[int]] = []
+    for number in ordered:
+        if runs and number == runs[-1][1] + 1:
+            runs[-1][1] = number
+        else:
+            runs.append([number, number])
+    text = ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in runs)
+    return f"{'Device' if len(ordered) == 1 else 'Devices'} {text}"
+
+
+def _summary(devices: Sequence[Device]) -> str:
+    parts = [f"{len(devices)} device{'s' * (len(devices) != 1)}"]
+    for texts in zip(*(header_parts(device)[:5] for device in devices), strict=True):
+        values = sorted(set(texts))
+        if len(values) == 1 and not values[0].startswith("asic"):
+            parts.append(values[0])
+    replays = sum(device.get("origin") == "replay" for device in devices)
+    if replays:
+        parts.append("replay" if replays == len(devices) else f"{replays} of them a replay")
+    return ", ".join(parts)
+
+
+def compact_lines(devices: Sequence[Device], screen: Screen) -> list[Line]:
+    """Return a table with a line for each device, the columns that fit, and notes that many devices may share."""
+    names = [f"Device {device['device_id']}:" for device in devices]
+    states = [clean(device.get("state") or NOT_AVAILABLE) for device in devices]
+    same = len(set(states)) == 1
+    name_width = max(map(len, names), default=0)
+    left = screen.width - name_width - _TOTAL - 1
+    state_width = 0 if same else max(map(len, states)) + 2
+    chosen = set()
+    for rank in range(1, 10):
+        _, width, _, _ = column = next((c for c in _COLUMNS if c[2] == rank), ("", 0, 0, _min_headroom))
+        if rank == 4 and left >= state_width + 10:
+            left -= state_width + 10
+            chosen.add("meter")
+        elif width and left >= width:
+            left -= width
+            chosen.add(column[0])
+        elif width:
+            break
+    meter_width = min(_METER, 8 + max(0, left)) if "meter" in chosen else 0
+    columns = [c for c in _COLUMNS if c[0] in chosen]
+
+    def row(
+        name: str, figures: Sequence[int | None], meter: list[Piece], share: Piece, state: Piece, style: str
+    ) -> Line:
+        cells: list[Piece] = [(pad(name, name_width), style)]
+        cells += [
+            (pad(format_bytes(v), c[1], ">"), "dim" if v is None else style and "bold")
+            for c, v in zip(columns, figures, strict=True)
+        ]
+        if meter_width:
+            cells += [("  ", ""), *meter]
+        cells.append((pad(share[0], _TOTAL, ">"), share[1]))
+        if meter_width and not same:
+            cells += [("  ", ""), state]
+        return cells
+
+    lines: list[Line] = [[(text, "bold")] for text in wrap(_summary(devices), screen)]
+    title = pad("", name_width) + "".join(pad(c[0], c[1], ">") for c in columns)
+    title += pad("", meter_width + 2 if meter_width else 0) + pad("Total L1", _TOTAL, ">")
+    lines.append([(title, "dim")])
+    for device, name, state in zip(devices, names, states, strict=True):
+        used, total = used_l1(device), get(device, "l1_accounting.total_bytes")
+        parts = l1_parts(device)
+        meter = stacked(parts, meter_width, screen) if parts else bar(None, None, meter_width, screen)
+        color = {"live": "good", "idle": "dim"}.get(state, "warn")
+        share = (percent(used, total) or NOT_AVAILABLE, level(used, total))
+        lines.append(row(name, [c[3](device) for c in columns], meter, share, (state, color), "head"))
+    if len(devices) > 1:
+        sums = [
+            None if c[0] == "Headroom" or any(c[3](d) is None for d in devices) else sum(c[3](d) or 0 for d in devices)
+            for c in columns
+        ]
+        blank: list[Piece] = [(" " * meter_width, "")]
+        lines.append(row("Sum:", sums, blank, ("", ""), ("", ""), "bold"))
+    if meter_width:
+        keys = screen.keys
+        lines.append([("  ", ""), *[(f"{keys[k]} {k.replace('_', ' ')}  ", k) for k in keys]])
+    return lines + _shared_notes(devices, screen, len(lines))
+
+
+def _shared_notes(devices: Sequence[Device], screen: Screen, above: int) -> list[Line]:
+    shared: dict[tuple[str, str], list[int]] = {}
+    for device in devices:
+        for note in notes(device):
+            shared.setdefault((note.kind, note.short), []).append(device["device_id"])
+    lines: list[Line] = []
+    for (kind, short), ids in sorted(shared.items(), key=lambda item: item[0][0] != "warning"):
+        whose = "All" if len(ids) == len(devices) else device_ranges(ids)
+        for i, text in enumerate(wrap(f"{whose}: {short}", screen, first="  ", rest="    ")):
+            lines.append([(text, "" if i or kind != "warning" else "warn")])
+    room = None if screen.height is None else max(1, screen.height - above)
+    if room is not None and len(lines) > room:
+        hidden = len(lines) - room + 1
+        lines = [*lines[: room - 1], [(f"  ... {hidden} more lines of notes: ttmem-dump -d N", "dim")]]
+    return lines
