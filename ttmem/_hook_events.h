@@ -27,7 +27,7 @@ typedef struct {
     uint64_t address;            /* in the first bank */
     uint64_t size;               /* bytes over all banks of one chip, Buffer::size() */
     uint64_t size_per_bank;      /* aligned bytes per bank; 0 where not asked (not in L1) */
-    uint32_t type;               /* BufferType, TT-Metal's numbers; UINT32_MAX: L1 or L1_SMALL, the address tells which */
+    uint32_t type;               /* BufferType, TT-Metal's numbers */
 } ttm_buffer_record;
 
 typedef struct {
