@@ -204,7 +204,10 @@ static inline void ttm_operation_name(const char *symbol, char *name) {
         } else if (*at >= '1' && *at <= '9') {
             char *word;
             size_t length = strtoul(at, &word, 10);
-            if (length >= TTM_NAME_BYTES || strnlen(word, length) < length) return;
+            if (length >= TTM_NAME_BYTES || strnlen(word, length) < length) {
+                name[0] = 0;
+                return;
+            }
             memcpy(name, word, length);
             name[length] = 0;
             at = word + length;
