@@ -35,6 +35,7 @@ typedef struct {
     uint64_t id;
     const char *name;
     uint64_t pending;      /* dispatches before its footprint was known */
+    uint64_t owed;         /* dispatches to tell when it has a footprint on some chip */
     uint32_t dispatched;   /* 1: at least once */
     uint32_t laid_out;     /* 1: its footprint is known, be it empty */
     uint32_t chip_count, chip_capacity;
@@ -173,20 +174,20 @@ static inline void ttm_tell_remove(ttm_hook_program *program, int32_t chip) {
     }
 }
 
-/* The footprint is known now: what was dispatched meanwhile was this. */
-static inline void ttm_program_laid_out(ttm_hook_program *program) {
-    ttm_hook.unknown_dispatches -= program->pending;
-    program->dispatched |= program->pending != 0;
-    program->pending = 0;
-    program->laid_out = 1;
-}
-
 static inline void ttm_tell_dispatch(ttm_hook_program *program) {
     ttm_program_record record = {program->id, program->name};
     program->dispatched = 1;
     ttm_hook.events += program->chip_count;
     for (uint32_t i = 0; i < program->chip_count; ++i)
         ttm_hook.sink.program_dispatch(ttm_hook.sink.context, program->chips[i], &record);
+}
+
+/* The footprint is known now, be it empty: what was dispatched meanwhile was this. */
+static inline void ttm_program_laid_out(ttm_hook_program *program) {
+    ttm_hook.unknown_dispatches -= program->pending;
+    program->owed += program->pending;
+    program->pending = 0;
+    program->laid_out = 1;
 }
 
 /* The class name of a device operation in the mangled name of its `enqueue_mesh_workload`, "" if there is none. */
@@ -508,7 +509,9 @@ static void ttm_layout_end(void) {
             }
             ttm_hook.layouts++;
             ttm_program_laid_out(program);
-            if (program->dispatched) ttm_tell_dispatch(program);
+            /* A program that was running is so with its new footprint too. */
+            if (!program->owed) program->owed = program->dispatched;
+            for (; program->owed; program->owed--) ttm_tell_dispatch(program);
         }
         ttm_lock_release(&ttm_hook.lock);
         free(mine);
@@ -673,7 +676,10 @@ static void ttm_hook_dispatch(void *tracker, void *const *program, const void *d
         if (known) known->name = name;
     }
     if (known && known->laid_out) {
-        ttm_tell_dispatch(known);
+        if (known->chip_count)
+            ttm_tell_dispatch(known);
+        else
+            known->owed = 1; /* no circular buffers, or dataflow buffers that come in a moment */
     } else if (known) { /* laid out in a moment, or before the hook was there */
         known->pending++;
         ttm_hook.unknown_dispatches++;

@@ -77,16 +77,17 @@ def pretended():
 
 
 def threads():
-    """Allocate, dispatch and free from four threads at once."""
+    """Allocate, dispatch and free on four threads; ttnn 0.77 crashes by itself if they dispatch at the same moment."""
     hook.start()
     bench, count = Bench(), Count()
-    failures = []
+    failures, turn = [], threading.Lock()
 
     def work(number):
         try:
             for i in range(40):
                 x = bench.tensor(1, 1, 32 * (1 + number), 32 * (1 + i % 5), memory=L1 if i % 2 else workloads.DRAM)
-                y = ttnn.add(x, x)
+                with turn:
+                    y = ttnn.add(x, x)
                 if i % 3:
                     ttnn.deallocate(y)
         except Exception as error:
@@ -129,7 +130,7 @@ def clash():
     now = hook.total_cb(0)
     after = count.covered(0, "circular_buffer")
     time.sleep(0.2)
-    bench.circular([(4096, (5, 5, 5, 5))])
+    bench.circular([(4096, (2, 0, 2, 0))])
     count.feed(hook.drain())
     answer(
         before=before,

@@ -102,8 +102,8 @@ def test_a_tracked_device_reads_like_tt_metals_region(
 ) -> None:
     found = ttnn.run(tmp_path, cluster, "scenes.py", "tracked", workload, mesh)
     assert found["raised"] == []
-    if ttnn.version == "0.81.1":
-        # Dataflow buffers count here and not there.
+    if workload != "conv":
+        # Softmax, and in 0.81 most operations, have dataflow buffers, which count here and not there.
         assert all(ours.pop("cb") >= found["theirs"][chip].pop("cb") for chip, ours in found["ours"].items())
     assert found["ours"] == found["theirs"]
     assert found["l1_after"] == found["l1_theirs"], "a buffer from before was freed"
