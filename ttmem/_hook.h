@@ -102,7 +102,7 @@ static struct {
 
 enum ttm_target_index {
     T_ALLOCATE, T_DEALLOCATE, T_VETO, T_VETO_PROGRAM, T_CB, T_DFB, T_SCRATCHPAD, T_PROGRAM, T_LAYOUT, T_LAYOUT_DFB, T_REGISTER, T_UNREGISTER, T_END,
-    T_RESERVE, T_MARK, T_TRACE_BEGIN, T_TRACE_END, T_TRACE_REPLAY, T_TRACE_RELEASE, T_COUNT
+    T_RESERVE, T_MARK, T_TRACE_BEGIN, T_TRACE_END, T_TRACE_REPLAY, T_TRACE_RELEASE, T_CLOSE, T_COUNT
 };
 static ttm_target ttm_targets[T_COUNT];
 #define TTM_ORIGINAL(index, type) ((type)ttm_targets[index].original)
@@ -720,6 +720,41 @@ static void ttm_hook_trace_release(void *mesh, const uint32_t *trace_id) {
     uint32_t id = *trace_id;
     TTM_ORIGINAL(T_TRACE_RELEASE, void (*)(void *, const uint32_t *))(mesh, trace_id);
     ttm_note_trace(mesh, id, TTM_TRACE_RELEASE);
+}
+
+/* ---- the end of a device: TT-Metal drops its buffers without a word, and its programs only with their last owner */
+
+static void ttm_note_close(int32_t chip) {
+    ttm_lock_acquire(&ttm_hook.lock);
+    for (size_t i = 0; ttm_hook.on && ttm_hook.buffers.count && i <= ttm_hook.buffers.mask; ++i) {
+        ttm_hook_buffer *buffer = (ttm_hook_buffer *)ttm_hook.buffers.values[i];
+        for (uint32_t c = 0; buffer && c < buffer->chip_count; ++c) {
+            if (buffer->chips[c] != chip) continue;
+            buffer->chips[c] = buffer->chips[--buffer->chip_count];
+            ttm_hook.events++;
+            ttm_hook.sink.buffer_free(ttm_hook.sink.context, chip, &buffer->record);
+            break;
+        }
+    }
+    for (size_t i = 0; ttm_hook.on && ttm_hook.programs.count && i <= ttm_hook.programs.mask; ++i)
+        if (ttm_hook.programs.values[i]) ttm_tell_remove((ttm_hook_program *)ttm_hook.programs.values[i], chip);
+    if (ttm_hook.on) {
+        ttm_hook.events++;
+        ttm_hook.sink.device_close(ttm_hook.sink.context, chip);
+    }
+    ttm_lock_release(&ttm_hook.lock);
+}
+
+static unsigned char ttm_hook_close_devices(void *manager, const ttm_vector *devices, unsigned char flag) {
+    int32_t chips[TTM_MAX_CHIPS];
+    uint32_t count = 0;
+    if (ttm_is_on())
+        for (const char *at = devices->begin; at < devices->end && count < TTM_MAX_CHIPS; at += sizeof(void *))
+            count += ttm_chips(*(const void *const *)at, chips + count, TTM_MAX_CHIPS - count);
+    unsigned char closed =
+        TTM_ORIGINAL(T_CLOSE, unsigned char (*)(void *, const ttm_vector *, unsigned char))(manager, devices, flag);
+    for (uint32_t i = 0; i < count; ++i) ttm_note_close(chips[i]);
+    return closed;
 }
 
 #include "_hook_control.h"

@@ -29,6 +29,8 @@ static ttm_target ttm_targets[T_COUNT] = {
                         NULL, 0, 0},
     [T_TRACE_RELEASE] = {TTM_NS "11distributed14MeshDeviceImpl18release_mesh_traceE" TTM_TRACE_ID, (void *)ttm_hook_trace_release,
                          NULL, 0, 0},
+    [T_CLOSE] = {TTM_NS "13DeviceManager13close_devicesERKSt6vectorIPNS0_7IDeviceESaIS4_EEb", (void *)ttm_hook_close_devices, NULL,
+                 0, 0},
 };
 
 static int ttm_find_metal(struct dl_phdr_info *info, size_t size, void *data) {

@@ -48,6 +48,8 @@ typedef struct {
     void (*program_dispatch)(void *context, int32_t chip, const ttm_program_record *program);
     /* Programs dispatched between begin and end are recorded into the trace and do not run. */
     void (*trace)(void *context, int32_t chip, uint32_t trace_id, int action);
+    /* Comes after buffer_free and program_remove for all that was known: nothing is left on the chip. */
+    void (*device_close)(void *context, int32_t chip);
 } ttm_hook_sink;
 
 /* A growing array of plain records. */
@@ -145,7 +147,7 @@ static inline void ttm_map_free(ttm_map *map) {
 
 /* The sink that remembers: for tests, for recordings, and until a publisher takes over. */
 enum ttm_event_kind {
-    TTM_BUFFER_ALLOCATE, TTM_BUFFER_FREE, TTM_PROGRAM_ADD, TTM_PROGRAM_REMOVE, TTM_PROGRAM_DISPATCH, TTM_TRACE
+    TTM_BUFFER_ALLOCATE, TTM_BUFFER_FREE, TTM_PROGRAM_ADD, TTM_PROGRAM_REMOVE, TTM_PROGRAM_DISPATCH, TTM_TRACE, TTM_DEVICE_CLOSE
 };
 
 typedef struct {
@@ -222,9 +224,13 @@ static void ttm_log_trace(void *context, int32_t chip, uint32_t trace_id, int ac
     event->action = (uint32_t)action;
 }
 
+static void ttm_log_device_close(void *context, int32_t chip) {
+    ttm_log_event((ttm_log *)context, TTM_DEVICE_CLOSE, chip);
+}
+
 static inline ttm_hook_sink ttm_log_sink(ttm_log *log) {
     ttm_hook_sink sink = {log, ttm_log_buffer_allocate, ttm_log_buffer_free, ttm_log_program_add, ttm_log_program_remove,
-                          ttm_log_program_dispatch, ttm_log_trace};
+                          ttm_log_program_dispatch, ttm_log_trace, ttm_log_device_close};
     return sink;
 }
 

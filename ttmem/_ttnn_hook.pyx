@@ -88,6 +88,7 @@ cdef extern from "_hook.h" nogil:
         TTM_PROGRAM_ADD
         TTM_PROGRAM_REMOVE
         TTM_PROGRAM_DISPATCH
+        TTM_TRACE
     int ttm_hook_prepare()
     int ttm_hook_start(const ttm_hook_sink *sink)
     uint32_t ttm_hook_stop()
@@ -198,7 +199,8 @@ def drain() -> list[tuple]:
     Returns:
         ``(kind, chip, ...)`` each: ``("buffer_allocate" or "buffer_free", chip, buffer id, type, size, address, size per bank)``,
         ``("program_add", chip, program id, name, [(kind, address, size, globally allocated, ((x, y, x, y), ...)), ...])``,
-        ``("program_remove" or "program_dispatch", chip, program id, name)``, ``("trace", chip, trace id, action)``.
+        ``("program_remove" or "program_dispatch", chip, program id, name)``, ``("trace", chip, trace id, action)``,
+        ``("device_close", chip)``.
 
     Raises:
         MemoryError: events were dropped, since there was no room for them.
@@ -225,6 +227,8 @@ def drain() -> list[tuple]:
                     "program_remove" if event.kind == TTM_PROGRAM_REMOVE else "program_dispatch", event.chip, event.program.id,
                     event.program.name.decode("utf-8", "replace"),
                 ))
+            elif event.kind != TTM_TRACE:
+                out.append(("device_close", event.chip))
             else:
                 out.append(("trace", event.chip, event.program.id, ACTIONS[event.action]))
     finally:

@@ -168,6 +168,10 @@ class ChipFeed:
             else:
                 self.publisher.release_trace(self._traces.pop(trace_id))
 
+    def _device_close(self) -> None:
+        for kind in list(self._before):
+            self._set_before(kind, 0)
+
 
 _trackers: list["Tracker"] = []
 _lock = threading.RLock()

@@ -218,6 +218,34 @@ def tracked(name, mesh=""):
     )
 
 
+def closed():
+    """Close the device under the tracker, with tensors alive, from before and from after its start."""
+    import ttmem
+    import ttmem.ttnn
+
+    bench = Bench()
+    early = bench.tensor(1, 1, 64, 64)
+    early_sum = ttnn.add(early, early)
+    tracker = ttmem.ttnn.track(bench.device)
+    late = bench.tensor(1, 1, 64, 64, memory=L1)
+    late_sum = ttnn.multiply(late, late)
+    tracker.sync()
+    open_memory = ttmem.attach(0).snapshot().to_dict()["memory"]
+    bench.close()
+    tracker.sync()
+    after = ttmem.attach(0).snapshot().to_dict()["memory"]
+    del early, early_sum, late, late_sum
+    bench.device = tracker.device = None
+    gc.collect()
+    tracker.sync()
+    tracker.stop()
+
+    def used(memory):
+        return [memory["dram"]["used_bytes"], memory["l1"]["used_bytes"], memory["cb"]["physical_bytes"]]
+
+    answer(open=used(open_memory), after=used(after), warnings=tracker.warnings)
+
+
 def overhead(rounds="30"):
     """Time a loop of cached ttnn.add with the hook on and off, in turn; the answer has the median of the ratios."""
     bench = Bench()
@@ -242,6 +270,6 @@ def overhead(rounds="30"):
     answer(on_us=statistics.median(on), off_us=statistics.median(off), ratio=statistics.median(ratios))
 
 
-SCENES = (figures, counts, pretended, threads, overlap, clash, undone, tracked, overhead)
+SCENES = (figures, counts, pretended, threads, overlap, clash, undone, tracked, closed, overhead)
 if __name__ == "__main__":
     {scene.__name__: scene for scene in SCENES}[sys.argv[1]](*sys.argv[2:])
