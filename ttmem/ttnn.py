@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import importlib
 import logging
 import os
 import threading
@@ -18,10 +19,11 @@ from types import TracebackType
 from typing import Any
 
 from ttmem import _ttnn_hook
+from ttmem._publisher import Publisher
 from ttmem.cores import CoreRange, CoreRangeSet
 from ttmem.errors import InvalidIntervalError, TtmemError
 from ttmem.model import WORKER_L1_SIZE, BufferType, CircularBuffer, parse_arch
-from ttmem.publisher import Publisher, publish
+from ttmem.publisher import publish
 from ttmem.region import RegionProcess, find_regions, read_region
 
 log = logging.getLogger("ttmem")
@@ -44,7 +46,7 @@ def geometry_of(device: Any) -> dict[str, Any]:
     The first address for circular buffers is what is left of L1 below its banks:
     ``worker_l1_size - l1_small_size - bytes per bank``.
     """
-    import ttnn
+    ttnn: Any = importlib.import_module("ttnn")
 
     arch = parse_arch(device.arch())
     grid = device.compute_with_storage_grid_size()
@@ -191,9 +193,8 @@ def _apply_events() -> list[tuple[Any, ...]]:
             for feed in feeds.values():
                 batches.enter_context(feed.publisher.batch())
             for event in events:
-                feed = feeds.get(event[1])
-                if feed is not None:
-                    feed.apply(event)
+                if event[1] in feeds:
+                    feeds[event[1]].apply(event)
     return events
 
 
@@ -372,7 +373,7 @@ class Tracker:
 @contextlib.contextmanager
 def _probe(device: Any) -> Iterator[None]:
     """Hold one small DRAM buffer: TT-Metal takes a slot in its region at the first, and the hook has to see it."""
-    import ttnn
+    ttnn: Any = importlib.import_module("ttnn")
 
     tensor = ttnn.allocate_tensor_on_device(
         ttnn.Shape([1, 1, 32, 32]), ttnn.bfloat16, ttnn.TILE_LAYOUT, device, ttnn.DRAM_MEMORY_CONFIG
