@@ -1,7 +1,7 @@
 """Segment files for tests of compatibility: the golden ones, and ones from the future.
 
-``python tests/segment_files.py`` writes the golden files of the present layout under names that are not taken yet: a golden
-file is never written again.
+``python tests/segment_files.py`` writes the golden files of the present layout under names that are not taken yet: a
+golden file is never written again.
 """
 
 from __future__ import annotations
