@@ -222,21 +222,21 @@ def test_a_second_device_that_finds_no_room_leaves_the_first_published(directory
 import os
 import ttmem
 first = ttmem.publish(0, grid=(4, 4))
-first.allocate("DRAM", 11)
+first.allocate("L1", 11)
 others = [ttmem.publish(i, grid=(4, 4)) for i in range(1, 12)]
 # What those that found no room had obtained was given back.
 assert os.statvfs(os.environ["TTMEM_SHM_DIR"]).f_bavail > 0
 for publisher in others:
-    publisher.allocate("DRAM", 22)
-    assert publisher.snapshot().memory.dram.used_bytes == 22
+    publisher.allocate("L1", 22)
+    assert publisher.snapshot().memory.l1.used_bytes == 22
 published = [p.device_id for p in (first, *others) if p.published]
 assert [d.device_id for d in ttmem.devices()] == published
 assert 1 < len(published) < 12
 others[0].close()
 again = ttmem.publish(1, grid=(4, 4))
-again.allocate("DRAM", 33)
+again.allocate("L1", 33)
 assert again.published
-assert [d.memory.dram.used_bytes for d in ttmem.devices()][:2] == [11, 33]
+assert [d.memory.l1.used_bytes for d in ttmem.devices()][:2] == [11, 33]
 print("done")
 """
     assert in_a_small_tmpfs(directory, 108, code).splitlines()[-1] == "done"
