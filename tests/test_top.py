@@ -16,6 +16,7 @@ import made_devices as made
 import pytest
 
 from ttmem.cli import top as command
+from ttmem.dumps import Dump
 from ttmem.errors import CaptureError
 from ttmem.snapshot import Snapshot
 from ttmem.top import chart, corepage, guide, table
@@ -682,6 +683,47 @@ def test_the_screen_follows_a_replay(tmp_path: Path) -> None:
 
     run(steps, first=[], player=source)
     source.close()
+
+
+def test_a_replay_that_ended_plays_again(tmp_path: Path) -> None:
+    source = ReplaySource(open_frames(str(frames(tmp_path / "f", 3))), clock_ns=lambda: 0)
+    source.poll()
+    source.step(2)
+    source.poll()
+    assert source.position == (3, 3)
+    source.toggle()
+    assert source.playing
+    assert source.poll()[0].taken_ns == made.TAKEN_NS
+    source.close()
+
+
+def test_a_recording_is_opened_by_its_reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Recording(list):
+        def dump(self, index: int) -> Dump:
+            return self[index]
+
+        def close(self) -> None:
+            pass
+
+    recording = Recording([Dump([made.n150()], made.TAKEN_NS)])
+    module = SimpleNamespace(open_recording=lambda path: recording)
+    monkeypatch.setitem(sys.modules, "ttmem.recording", module)
+    path = tmp_path / "f"
+    path.write_bytes(b"ttmemrec" + bytes(8))
+    source = ReplaySource(open_frames(str(path)))
+    assert source.poll()[0].devices[0].device_id == 0
+    source.close()
+    recording.clear()
+    with pytest.raises(CaptureError, match="no moment yet"):
+        open_frames(str(path))
+
+
+def test_the_half_line_of_an_interrupted_dump_is_left_out(tmp_path: Path) -> None:
+    path = frames(tmp_path / "f", 3)
+    path.write_bytes(path.read_bytes()[:-40])
+    file = open_frames(str(path))
+    assert len(file) == 2
+    file.close()
 
 
 def test_one_dump_alone_is_a_replay_too(tmp_path: Path) -> None:

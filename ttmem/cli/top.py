@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from ttmem._version import __version__
 from ttmem.cli.dump import _selected, _UsageError
-from ttmem.errors import CaptureError
+from ttmem.errors import TtmemError
 
 _INTERVAL = 0.1
 """Seconds between two samples unless told."""
@@ -46,7 +46,7 @@ def build_parser() -> argparse.ArgumentParser:
         "screen is painted at most 4 times a second",
     )
     add("--source", choices=("auto", "ttmem", "tt-metal"), default="auto", help="who published it (default auto)")
-    add("--replay", metavar="FILE", help="play a file: dumps of ttmem-dump --json, one alone or one on each line")
+    add("--replay", metavar="FILE", help="play a file: a recording, or dumps of ttmem-dump --json")
     add("--no-color", action="store_true", help="plain text; so does NO_COLOR")
     add("-V", "--version", action="version", version=f"ttmem {__version__}")
     return parser
@@ -89,7 +89,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     else:
         try:
             source = player = ReplaySource(open_frames(args.replay), keep)
-        except CaptureError as error:
+        except TtmemError as error:
             print(f"ttmem-top: error: {error}", file=sys.stderr)
             return EXIT_NOTHING
     from ttmem.top.app import TopApp

@@ -325,7 +325,7 @@ class TopApp(App[int]):
 
     def _pause(self) -> None:
         if self.player is not None:
-            self.player.playing = not self.player.playing
+            self.player.toggle()
         else:
             self.paused = not self.paused
             if not self.paused:

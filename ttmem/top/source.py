@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 import io
 import json
 import threading
@@ -31,7 +30,9 @@ class Source(Protocol):
 class Player(Protocol):
     """A source that plays a file and can be steered from another thread."""
 
-    playing: bool
+    @property
+    def playing(self) -> bool:
+        """Whether frames follow by themselves."""
 
     @property
     def position(self) -> tuple[int, int]:
@@ -39,6 +40,22 @@ class Player(Protocol):
 
     def step(self, count: int) -> None:
         """Stop, and go so many frames on, or back."""
+
+    def toggle(self) -> None:
+        """Stop, or play; at the end, play from the beginning."""
+
+
+class Frames(Protocol):
+    """Moments in a file."""
+
+    def __len__(self) -> int:
+        """Return how many there are."""
+
+    def frame(self, index: int) -> dict[str, Any]:
+        """Return one as the JSON object of a dump."""
+
+    def close(self) -> None:
+        """Close the file."""
 
 
 class LiveSource:
@@ -91,6 +108,8 @@ class DumpFile:
             self._file: BinaryIO = data.open("rb")
             if self._file.read(2) == b"\x1f\x8b":
                 self._file.close()
+                import gzip
+
                 # A gzip file has no way back, so it is held in memory.
                 with gzip.open(path) as packed:
                     self._file = io.BytesIO(packed.read())
@@ -118,6 +137,13 @@ class DumpFile:
             if line.strip():
                 found.append((at, len(line)))
             at += len(line)
+        if len(found) > 1:
+            # A watched dump that was interrupted may leave half a line.
+            self._file.seek(found[-1][0])
+            try:
+                json.loads(self._file.read())
+            except ValueError:
+                found.pop()
         return found
 
     def __len__(self) -> int:
@@ -146,13 +172,50 @@ class DumpFile:
         self._file.close()
 
 
-def open_frames(path: str) -> DumpFile:
+class RecordingFile:
+    """Frames of a recording of ``python -m ttmem record``.
+
+    Args:
+        path: the file.
+
+    Raises:
+        CaptureError: it holds no moment.
+    """
+
+    def __init__(self, path: str) -> None:
+        from ttmem.recording import open_recording  # type: ignore[import-not-found,unused-ignore]
+
+        self._recording = open_recording(path)
+        if not len(self._recording):
+            self._recording.close()
+            raise CaptureError(f"{path}: the recording holds no moment yet")
+
+    def __len__(self) -> int:
+        return len(self._recording)
+
+    def frame(self, index: int) -> dict[str, Any]:
+        """Return one moment."""
+        return cast("dict[str, Any]", self._recording.dump(index).to_dict())
+
+    def close(self) -> None:
+        """Close the file."""
+        self._recording.close()
+
+
+def open_frames(path: str) -> Frames:
     """Return the frames of a file; the one place that knows which kinds of file there are.
 
     Raises:
-        CaptureError: it cannot be read, or is of no known kind.
+        TtmemError: it cannot be read, or is of no known kind.
     """
-    return DumpFile(path)
+    from ttmem.dumps import RECORDING_MAGIC
+
+    try:
+        with open(path, "rb") as file:
+            start = file.read(len(RECORDING_MAGIC))
+    except OSError as error:
+        raise CaptureError(f"{path}: {error.strerror}") from error
+    return RecordingFile(path) if start == RECORDING_MAGIC else DumpFile(path)
 
 
 class FrameReading:
@@ -174,13 +237,13 @@ class ReplaySource:
     """Plays frames at the pace they were taken.
 
     Args:
-        frames: the file.
+        frames: a file of them.
         keep: which devices; None is all.
         clock_ns: a monotonic clock.
     """
 
     def __init__(
-        self, frames: DumpFile, keep: Keep | None = None, clock_ns: Callable[[], int] = time.monotonic_ns
+        self, frames: Frames, keep: Keep | None = None, clock_ns: Callable[[], int] = time.monotonic_ns
     ) -> None:
         self._frames = frames
         self._keep = keep
@@ -204,6 +267,13 @@ class ReplaySource:
             self.playing = False
             base = self._index if self._wanted is None else self._wanted
             self._wanted = min(len(self._frames) - 1, max(0, base + count))
+
+    def toggle(self) -> None:
+        """Stop, or play; at the end, play from the beginning."""
+        with self._lock:
+            self.playing = not self.playing or self._index + 1 == len(self._frames)
+            if self.playing and self._index + 1 == len(self._frames):
+                self._wanted = 0
 
     def poll(self) -> list[ReadingLike]:
         """Return the frames whose time has come."""
