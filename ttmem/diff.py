@@ -171,7 +171,7 @@ def _device(old: Mapping[str, Any] | None, new: Mapping[str, Any] | None, taken_
     programs: list[Row] | None = None
     cached = Change(None, None)
     if rows[0] is not None and rows[1] is not None:
-        counts = [_counts(found) for found in rows]
+        counts = [_counts(found or ()) for found in rows]
         programs = _changed(
             counts[0], counts[1], ("name", "num_cores", "cb_bytes_per_core", "cb_region_end"), ("count",)
         )
@@ -181,7 +181,7 @@ def _device(old: Mapping[str, Any] | None, new: Mapping[str, Any] | None, taken_
     held = _rows(old, "buffers"), _rows(new, "buffers")
     buffers = None
     if held[0] is not None and held[1] is not None:
-        groups = [_groups(found) for found in held]
+        groups = [_groups(found or ()) for found in held]
         buffers = _changed(groups[0], groups[1], ("buffer_type", "name"), ("count", "size_bytes"))
     return DeviceDiff(
         one.get("device_id"),
