@@ -18,7 +18,15 @@ MODES = {
     "tsan": ["-O1", "-g", "-UNDEBUG", "-fsanitize=thread"],
 }
 mode = os.environ.get("TTMEM_BUILD", "release")
-flags = [*MODES[mode], "-std=c11", "-fvisibility=hidden", "-Wall", "-Wextra", "-Wno-unused-parameter", "-Wno-sign-compare"]
+flags = [
+    *MODES[mode],
+    "-std=c11",
+    "-fvisibility=hidden",
+    "-Wall",
+    "-Wextra",
+    "-Wno-unused-parameter",
+    "-Wno-sign-compare",
+]
 checked = mode != "release"
 package = Path("ttmem")
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from made_devices import n150, p150, stale, tt_metal
+from made_devices import TAKEN_NS, n150, p150, stale, tt_metal
 
 from ttmem.cli.dump import main, screen_of
 from ttmem.units import format_bytes
@@ -36,6 +36,7 @@ class FakeReading:
     devices: list[FakeSnapshot] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
     found: int = 0
+    taken_ns: int = TAKEN_NS
 
 
 @pytest.fixture
@@ -77,7 +78,7 @@ def test_json_is_the_contract_object(host: FakeReading, capsys: pytest.CaptureFi
     assert main(["--json"]) == 0
     whole = json.loads(capsys.readouterr().out)
     assert list(whole) == ["schema", "host", "taken_ns", "devices"]
-    assert whole["schema"] == 1
+    assert (whole["schema"], whole["taken_ns"]) == (1, TAKEN_NS)
     assert whole["devices"] == [n150(), tt_metal(1)]
 
 
@@ -91,6 +92,19 @@ def test_without_devices_json_still_holds_the_object(
     out, err = capsys.readouterr()
     assert json.loads(out)["devices"] == []
     assert "permission denied" in err
+
+
+def test_a_reader_that_fails_is_4_and_json_still_holds_the_object(
+    host: FakeReading, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(source: str = "auto") -> FakeReading:
+        raise PermissionError(13, "Permission denied", "/dev/shm")
+
+    monkeypatch.setattr(sys.modules["ttmem.reader"], "read_host", fail)
+    assert main(["--json"]) == 4
+    out, err = capsys.readouterr()
+    assert json.loads(out)["devices"] == []
+    assert "Permission denied" in err
 
 
 def test_nothing_to_read_says_what_to_do(host: FakeReading, capsys: pytest.CaptureFixture[str]) -> None:
@@ -336,10 +350,11 @@ sys.path.insert(0, sys.argv[1])
 from made_devices import n150
 class Snapshot:
     def to_dict(self): return n150()
-module = types.ModuleType("ttmem.reader")
-module.read_host = lambda source="auto": types.SimpleNamespace(devices=[Snapshot()] * 200, problems=[], found=1)
-sys.modules["ttmem.reader"] = module
+import ttmem.reader
 from ttmem.cli.dump import main
+ttmem.reader.read_host = lambda source="auto": types.SimpleNamespace(
+    devices=[Snapshot()] * 200, problems=[], found=1, taken_ns=1
+)
 sys.exit(main(sys.argv[2:]))
 """
 

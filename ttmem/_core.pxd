@@ -7,11 +7,6 @@ cimport cython
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
 
-cdef extern from "_atomic.h" nogil:
-    ctypedef struct ttm_lock:
-        pass
-
-
 cdef extern from "_cover.h" nogil:
     ctypedef struct ttm_heap:
         uint64_t bytes              # handed out by malloc and not yet returned
@@ -68,6 +63,49 @@ cdef struct Table:                  # buckets of an intrusive hash table
     void **buckets
     uint32_t size                   # a power of two
     uint32_t count
+
+
+cdef enum:
+    COMPOSITE = 0x40000000      # kind of a footprint, in its shape; a simple one has no bit
+    PEAK = 0x80000000
+    SIZE = 0x3FFFFFFF           # number of ranges or parts, in the same word
+    FEW = 64            # ranges that are interned without touching the allocator
+    AHEAD = 8           # ranges whose cover lines are asked for before they are needed
+    MIN_BUCKETS = 64    # of an empty hash table
+
+
+cdef inline uint64_t *tail(const Footprint *footprint) noexcept nogil:
+    """Simple: ranges, begin | end << 32. Else: parts of two words, the mask, the number of atoms, the atoms."""
+    return <uint64_t *>(footprint + 1)
+
+
+cdef inline uint64_t *set_mask(const CoreSet *cores) noexcept nogil:
+    return <uint64_t *>(cores + 1)
+
+
+cdef inline uint16_t *set_slots(const CoreSet *cores, uint32_t words) noexcept nogil:
+    return <uint16_t *>(set_mask(cores) + words)
+
+
+cdef inline uint64_t *members(const CoreClass *group) noexcept nogil:
+    return <uint64_t *>(group + 1)
+
+
+cdef inline uint32_t size_of(const Footprint *footprint) noexcept nogil:
+    return footprint.shape & SIZE
+
+
+cdef inline bint has_core(const uint64_t *mask, uint32_t core) noexcept nogil:
+    return (mask[core >> 6] >> (core & 63)) & 1
+
+
+cdef inline uint64_t *profile(const Footprint *footprint) noexcept nogil:
+    """The mask, the number of atoms and the atoms of a composite or peak."""
+    return tail(footprint) + 2 * size_of(footprint)
+
+
+cdef inline const uint64_t *mask_of(const Footprint *footprint) noexcept nogil:
+    return set_mask(footprint.cores) if footprint.cores != NULL else profile(footprint)
 
 
 @cython.final
@@ -135,23 +173,5 @@ cdef class Intervals:               # one plane of one device
     cdef void account(self, CoreSet *cores, uint64_t bytes_each) noexcept nogil
     cdef void assign(self, CoreClass *group, uint32_t slot) noexcept nogil
     cdef void withdraw(self, Footprint *footprint, uint32_t slots_done, uint32_t ranges_done) noexcept nogil
+    cdef uint64_t bytes_shown(self, uint32_t layer) noexcept nogil
     cdef void paint(self, const Footprint *footprint, const uint64_t *where, uint32_t *out) noexcept nogil
-
-
-cdef class PreparedFootprint
-
-
-cdef class IntervalEngine:          # the Python face of one Intervals, with a lock
-    cdef readonly Intervals core
-    cdef ttm_lock lock
-    cdef dict added                 # address of a footprint -> times added through this face
-
-    cdef int mask_of_cores(self, object cores, uint64_t *mask) except -1
-    cdef PreparedFootprint wrap(self, Footprint *footprint)
-    cdef PreparedFootprint own(self, object item)
-    cdef uint32_t slot_of(self, object core) except? 0xFFFFFFFF
-
-
-cdef class PreparedFootprint:       # a footprint held for Python
-    cdef IntervalEngine engine
-    cdef Footprint *footprint

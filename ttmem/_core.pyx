@@ -1,47 +1,41 @@
 """The interval engine: which bytes of each core's L1 are covered by the CBs of the programs of one device.
 
-Programs are added and removed as footprints; physical (union), logical (sum) and resident bytes of the device and of each
-core are current after every call, and no call walks over the programs.
+Programs are added and removed as footprints; physical (union), logical (sum) and resident bytes of the device and of
+each core are current after every call, and no call walks over the programs.
 
 How it is built:
-  - A footprint is interned. A *simple* one is one core set with sorted ranges that neither overlap nor touch and whose
-    logical bytes are their sum; anything else is a *composite* of simple ones, each with its logical bytes per core. A
-    *peak* is the profile of a trace and can only be dispatched.
+  - A footprint is interned. A *simple* one is one core set with sorted ranges that neither overlap nor touch and
+    whose logical bytes are their sum; anything else is a *composite* of simple ones, each with its logical bytes per
+    core. A *peak* is the profile of a trace and can only be dispatched.
   - Cores that are in the same live core sets form a class and share one cover tree (`_cover.h`).
   - What the last dispatches left is a list of layers, each with the cores it still holds.
 
 Invariants, true between any two calls:
   1. Equal lists of CBs have one Footprint: parts are in the order of their addresses, ranges ascending.
-  2. `live` of a simple footprint = programs that have it + live composites made of it. Its ranges are once in the cover of
-     every class inside its core set exactly while live > 0, however many programs have it.
-  3. `live` of a core set = simple footprints with bytes, live > 0, on it. While that is above 0, each class lies inside it
-     or outside it. `slots` lists those inside if `epoch` is the engine's.
-  4. The classes partition the cores; the signature of a class is the sum of the tags of the live core sets around it. So
-     classes with equal signatures have equal covers and equal logical bytes, and may be joined. They are joined once as
-     many core sets were dropped as there are classes, and always when none is live.
-  5. A class's physical is what its cover counts; physical of the device = sum over classes of physical x cores; logical
-     likewise, and also the sum over programs of their footprint's logical.
-  6. Layers hold disjoint, non-empty sets of cores; resident = the sum over layers of their bytes on the cores they hold.
-  7. `refs` counts holders: callers, programs, layers, composites (of parts), simple footprints (of core sets). At 0 it is
-     freed.
+  2. `live` of a simple footprint = programs that have it + live composites made of it. Its ranges are once in the
+     cover of every class inside its core set exactly while live > 0, however many programs have it.
+  3. `live` of a core set = simple footprints with bytes, live > 0, on it. While that is above 0, each class lies
+     inside it or outside it. `slots` lists those inside if `epoch` is the engine's.
+  4. The classes partition the cores; the signature of a class is the sum of the tags of the live core sets around it.
+     So classes with equal signatures have equal covers and equal logical bytes, and may be joined. They are joined
+     once as many core sets were dropped as there are classes, and always when none is live.
+  5. A class's physical is what its cover counts; physical of the device = sum over classes of physical x cores;
+     logical likewise, and also the sum over programs of their footprint's logical.
+  6. Layers hold disjoint, non-empty sets of cores; resident = the sum over layers of their bytes on the cores they
+     hold.
+  7. `refs` counts holders: callers, programs, layers, composites (of parts), simple footprints (of core sets). At 0
+     it is freed.
   8. A call that fails leaves every figure as it was.
 """
 
-cimport cython
-from libc.stdint cimport UINT32_MAX, int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t, uintptr_t
-from libc.stdlib cimport abort, free, malloc
+from libc.stdint cimport UINT32_MAX, int64_t, uint8_t, uint16_t, uint32_t, uint64_t, uintptr_t
+from libc.stdlib cimport free, malloc
 from libc.string cimport memcmp, memcpy, memset
 
-from ttmem.errors import CapacityError, InvalidIntervalError, UnknownIdError
-
-
-cdef extern from "_atomic.h" nogil:
-    void ttm_lock_acquire(ttm_lock *lock)
-    void ttm_lock_release(ttm_lock *lock)
+from ttmem.errors import InvalidIntervalError
 
 
 cdef extern from "_store.h" nogil:
-    bint TTM_DEBUG_BUILD
     ctypedef struct ttm_item:
         void *cores
         uint64_t range
@@ -58,7 +52,6 @@ cdef extern from "_store.h" nogil:
     size_t ttm_merge_ranges(uint64_t *ranges, size_t count, uint64_t *covered)
     void ttm_sort_pairs(uint64_t *words, size_t count)
     void ttm_sort_items(ttm_item *items, size_t count)
-    uint64_t ttm_now_ns()
 
 
 cdef extern from "_cover.h" nogil:
@@ -66,6 +59,7 @@ cdef extern from "_cover.h" nogil:
     void ttm_pool_trim(ttm_pool *pool)
     int ttm_cover_init(ttm_pool *pool, ttm_cover *cover)
     int ttm_cover_copy(ttm_pool *pool, ttm_cover *copy, const ttm_cover *source)
+    void ttm_cover_prefetch_ranges(const ttm_cover *cover, const uint64_t *ranges, uint32_t count)
     void ttm_cover_free(ttm_pool *pool, ttm_cover *cover)
     int64_t ttm_cover_update(ttm_pool *pool, ttm_cover *cover, uint32_t begin, uint32_t end, int step)
     uint32_t ttm_cover_ranges(const ttm_pool *pool, const ttm_cover *cover, uint64_t *out, uint32_t maximum)
@@ -73,66 +67,16 @@ cdef extern from "_cover.h" nogil:
     uint32_t ttm_cover_lowest(const ttm_pool *pool, const ttm_cover *cover)
 
 
-cdef enum:
-    SIMPLE = 0
-    COMPOSITE = 0x40000000
-    PEAK = 0x80000000
-    KIND = 0xC0000000
-    SIZE = 0x3FFFFFFF
-    FEW = 64            # ranges that are interned without touching the allocator
-    MIN_BUCKETS = 64
-
-DEBUG = bool(TTM_DEBUG_BUILD)
-
-
-cdef inline uint64_t *tail(const Footprint *footprint) noexcept nogil:
-    """Simple: ranges, begin | end << 32. Else: parts of two words, the mask, the number of atoms, atoms (bytes, mask)."""
-    return <uint64_t *>(footprint + 1)
-
-
-cdef inline uint64_t *set_mask(const CoreSet *cores) noexcept nogil:
-    return <uint64_t *>(cores + 1)
-
-
-cdef inline uint16_t *set_slots(const CoreSet *cores, uint32_t words) noexcept nogil:
-    return <uint16_t *>(set_mask(cores) + words)
-
-
-cdef inline uint64_t *members(const CoreClass *group) noexcept nogil:
-    return <uint64_t *>(group + 1)
-
-
-cdef inline uint32_t size_of(const Footprint *footprint) noexcept nogil:
-    return footprint.shape & SIZE
-
-
-cdef inline bint has_bytes(const Footprint *simple) noexcept nogil:
-    return simple.shape != SIMPLE and simple.cores != NULL
-
-
-cdef inline bint has_core(const uint64_t *mask, uint32_t core) noexcept nogil:
-    return (mask[core >> 6] >> (core & 63)) & 1
-
-
-cdef inline uint64_t *profile(const Footprint *footprint) noexcept nogil:
-    """The mask, the number of atoms and the atoms of a composite or peak."""
-    return tail(footprint) + 2 * size_of(footprint)
-
-
-cdef inline const uint64_t *mask_of(const Footprint *footprint) noexcept nogil:
-    return set_mask(footprint.cores) if footprint.cores != NULL else profile(footprint)
-
-
 cdef uint64_t bytes_on(const Footprint *footprint, const uint64_t *mask, uint32_t words) noexcept nogil:
     """Resident bytes of a footprint on those of its cores that are in `mask`."""
     cdef const uint64_t *atom
-    cdef uint64_t total = 0, i, atoms
+    cdef uint64_t total = 0, _i, atoms
     if footprint.cores != NULL:
         return <uint64_t>footprint.bytes_per_core * ttm_popcount_and(mask, set_mask(footprint.cores), words)
     atom = profile(footprint) + words
     atoms = atom[0]
     atom += 1
-    for i in range(atoms):
+    for _i in range(atoms):
         total += atom[0] * ttm_popcount_and(mask, atom + 1, words)
         atom += 1 + words
     return total
@@ -162,7 +106,6 @@ cdef uint64_t footprint_hash(const Footprint *footprint, uint64_t seed) noexcept
     return ttm_hash(tail(footprint), words, seed ^ <uint64_t><uintptr_t>footprint.cores)
 
 
-@cython.final
 cdef class Intervals:
     """The intervals of one plane of one device, for callers in C; not thread-safe.
 
@@ -228,6 +171,10 @@ cdef class Intervals:
         cdef uint32_t i
         cdef void *entry
         cdef void *following
+        for i in range(self.layer_count):
+            # Peaks stand in no table; whoever else held one has let go of it, since holders keep this object.
+            if self.layers[i].shape & PEAK:
+                self.release(self.layers[i])
         if self.classes != NULL:
             for i in range(self.num_cores):
                 if self.classes[i] != NULL:
@@ -245,10 +192,6 @@ cdef class Intervals:
                 following = (<CoreSet *>entry).next
                 ttm_free(heap, entry)
                 entry = following
-        for i in range(self.layer_count):
-            # Peaks stand in no table; whoever else held one has let go of it, since holders keep this object.
-            if self.layers[i].shape & PEAK:
-                self.release(self.layers[i])
         ttm_pool_trim(&self.pool)
         ttm_free(heap, self.class_of_core)
         ttm_free(heap, self.changed)
@@ -279,11 +222,9 @@ cdef class Intervals:
     # Interning.
 
     cdef CoreSet *intern_cores(self, const uint64_t *mask) noexcept nogil:
-        cdef uint32_t words = self.mask_words, num_cores, i
+        cdef uint32_t words = self.mask_words, num_cores
         cdef uint64_t hash = ttm_hash(mask, words, self.seed) & self.hash_mask
         cdef CoreSet *cores = <CoreSet *>self.core_sets.buckets[hash & (self.core_sets.size - 1)]
-        cdef CoreSet *following
-        cdef CoreSet *entries = NULL
         while cores != NULL:
             if memcmp(set_mask(cores), mask, words * sizeof(uint64_t)) == 0:
                 cores.refs += 1
@@ -397,7 +338,7 @@ cdef class Intervals:
             footprint.bytes_per_core += <uint32_t>(ranges[i] >> 32) - <uint32_t>ranges[i]
         footprint.region_end = <uint32_t>(ranges[count - 1] >> 32) if count else 0
         footprint.logical = footprint.resident = <uint64_t>footprint.bytes_per_core * cores.num_cores
-        footprint.shape = SIMPLE | <uint32_t>count
+        footprint.shape = <uint32_t>count
         footprint.cores = cores
         cores.refs += 1
         return self.enter(footprint, hash)
@@ -430,19 +371,17 @@ cdef class Intervals:
         return footprint
 
     cdef Footprint *intern_composite(self, uint64_t *parts, size_t count) noexcept nogil:
-        """`parts` are pairs (address of a simple footprint, logical bytes per core), ascending; takes over their references.
+        """`parts` are pairs (address of a simple footprint, logical bytes per core), ascending; takes their references.
 
         NULL: out of memory; the references are released then too.
         """
-        cdef uint32_t words = self.mask_words, core, i, per_core = 0, most = 0
+        cdef uint32_t words = self.mask_words, core, per_core = 0, most = 0
         cdef size_t part, a, atom_count = 0, atom_words = 1 + words, n, rooms = 0, ranges_count = 0
         cdef uint64_t hash = ttm_hash(parts, 2 * count, self.seed)
-        cdef uint64_t covered, overlap
+        cdef uint64_t covered
         cdef uint64_t *atoms = NULL
         cdef uint64_t *ranges = NULL
         cdef uint64_t *mask
-        cdef const uint64_t *cut
-        cdef bint inside, outside
         cdef Footprint *simple
         cdef Footprint *footprint
         footprint = <Footprint *>self.footprints.buckets[hash & self.hash_mask & (self.footprints.size - 1)]
@@ -504,7 +443,7 @@ cdef class Intervals:
         cdef uint64_t *mask
         cdef uint64_t *other
         cdef uint64_t rest
-        cdef bint inside, outside
+        cdef bint outside
         for part in range(count):
             # What of this part no atom has yet is put behind the atoms; each atom that the part cuts is halved.
             cut = set_mask((<Footprint *><uintptr_t>parts[2 * part]).cores)
@@ -546,7 +485,7 @@ cdef class Intervals:
         cdef uint32_t i
         cdef size_t at, n = 0, first, kept, part_count = 0
         cdef bint good = True
-        if count > SIZE // 2:
+        if count > <size_t>SIZE // 2:
             return NULL
         if count > FEW:
             items = <ttm_item *>malloc(count * sizeof(ttm_item))
@@ -647,12 +586,11 @@ cdef class Intervals:
     # Classes.
 
     cdef int split(self, CoreSet *cores) noexcept nogil:
-        """Cut every class that `cores` cuts. Returns 0, or -1 out of memory with classes that are to be joined again."""
+        """Cut every class that `cores` cuts. Returns 0, or -1 out of memory: join() then puts the classes together."""
         cdef uint32_t words = self.mask_words, slot, free_slot, common, i, high = self.class_high
         cdef const uint64_t *cut = set_mask(cores)
         cdef CoreClass *group
         cdef CoreClass *part
-        cdef uint64_t word
         if cores.num_cores == self.num_cores:
             return 0
         for slot in range(high):
@@ -799,6 +737,9 @@ cdef class Intervals:
         for i in range(cores.num_slots):
             group = self.classes[slots[i]]
             grown = 0
+            # Covers of many classes do not stay in the cache: their lines are fetched while this one is worked on.
+            if i + 1 < cores.num_slots:
+                ttm_cover_prefetch_ranges(&self.classes[slots[i + 1]].cover, ranges, min(count, <uint32_t>AHEAD))
             for r in range(count):
                 begin = <uint32_t>ranges[r]
                 end = <uint32_t>(ranges[r] >> 32)
@@ -824,8 +765,12 @@ cdef class Intervals:
         for i in range(slots_done + (1 if ranges_done else 0)):
             group = self.classes[slots[i]]
             grown = 0
+            if i + 1 < slots_done:
+                ttm_cover_prefetch_ranges(&self.classes[slots[i + 1]].cover, ranges,
+                                          min(footprint.shape, <uint32_t>AHEAD))
             for r in range(footprint.shape if i < slots_done else ranges_done):
-                change = ttm_cover_update(&self.pool, &group.cover, <uint32_t>ranges[r], <uint32_t>(ranges[r] >> 32), -1)
+                change = ttm_cover_update(&self.pool, &group.cover, <uint32_t>ranges[r],
+                                          <uint32_t>(ranges[r] >> 32), -1)
                 group.physical += <uint64_t>change
                 self.physical += <uint64_t>(change * group.num_cores)
                 grown += change
@@ -956,17 +901,20 @@ cdef class Intervals:
         for layer in range(self.layer_count):
             self.paint(self.layers[layer], self.visible + <size_t>layer * self.mask_words, out)
 
+    cdef uint64_t bytes_shown(self, uint32_t layer) noexcept nogil:
+        return bytes_on(self.layers[layer], self.visible + <size_t>layer * self.mask_words, self.mask_words)
+
     cdef void paint(self, const Footprint *footprint, const uint64_t *where, uint32_t *out) noexcept nogil:
         """Raise each core of `where` (all cores if NULL) to the resident bytes that a footprint has there."""
         cdef uint32_t words = self.mask_words, i, value = footprint.bytes_per_core
-        cdef uint64_t atoms = 1, atom, word
+        cdef uint64_t atoms = 1, _atom, word
         cdef const uint64_t *mask
         if footprint.cores != NULL:
             mask = set_mask(footprint.cores)
         else:
             atoms = profile(footprint)[words]
             mask = profile(footprint) + words + 2
-        for atom in range(atoms):
+        for _atom in range(atoms):
             if footprint.cores == NULL:
                 value = <uint32_t>(mask - 1)[0]
             for i in range(words):
@@ -977,7 +925,7 @@ cdef class Intervals:
             mask += words + 1
 
     cdef Footprint *peak_of(self, Footprint **items, size_t count) noexcept nogil:
-        cdef uint32_t words = self.mask_words, core, other
+        cdef uint32_t words = self.mask_words, core
         cdef size_t at, atoms = 0, atom_words = 1 + words
         cdef uint32_t *peaks = <uint32_t *>malloc(self.num_cores * sizeof(uint32_t))
         cdef uint64_t *scratch = <uint64_t *>malloc((self.num_cores + 1) * atom_words * sizeof(uint64_t))
@@ -1033,284 +981,3 @@ cdef class Intervals:
 
     cdef uint64_t memory_bytes(self) noexcept nogil:
         return self.pool.heap.bytes
-
-
-cdef class PreparedFootprint:
-    """A list of CBs, prepared once; made by :meth:`IntervalEngine.footprint` and :meth:`IntervalEngine.peak`."""
-
-    def __dealloc__(self):
-        if self.footprint != NULL:
-            ttm_lock_acquire(&self.engine.lock)
-            self.engine.core.release(self.footprint)
-            ttm_lock_release(&self.engine.lock)
-
-    @property
-    def num_cores(self):
-        """Cores touched by any range, zero-length ones included."""
-        return self.footprint.num_cores
-
-    @property
-    def bytes_per_core(self):
-        """The largest sum of range lengths on one core."""
-        return self.footprint.bytes_per_core
-
-    @property
-    def region_end(self):
-        """The largest end of a range that is not empty, 0 if there is none."""
-        return self.footprint.region_end
-
-    @property
-    def logical_bytes(self):
-        """The sum of length times cores."""
-        return self.footprint.logical
-
-    @property
-    def resident_bytes(self):
-        """The bytes covered, summed over cores."""
-        return self.footprint.resident
-
-
-cdef class IntervalEngine:
-    """The Python face of :class:`Intervals`, for tests and benchmarks.
-
-    Args:
-        width: cores in x.
-        height: cores in y; width x height is 1 to 1024.
-        limit: bytes of L1; no range ends beyond it.
-        hash_bits: fewer bits force hash collisions, for tests.
-
-    Raises:
-        InvalidIntervalError: the grid or the limit is out of bounds.
-
-    Thread safety: any thread may call anything.
-    """
-
-    def __init__(self, width, height, *, limit=1572864, hash_bits=64):
-        if self.core is not None:
-            raise TypeError("an IntervalEngine is initialised once")
-        self.core = Intervals(width, height, limit=limit, hash_bits=hash_bits)
-        self.added = {}
-
-    cdef int mask_of_cores(self, object cores, uint64_t *mask) except -1:
-        cdef uint32_t x, y, core
-        memset(mask, 0, self.core.mask_words * sizeof(uint64_t))
-        if isinstance(cores, int):
-            if cores < 0 or cores >> self.core.num_cores:
-                raise InvalidIntervalError(f"the core mask {cores:#x} has cores outside a grid of {self.core.num_cores}")
-            for core in range(self.core.mask_words):
-                mask[core] = (cores >> (64 * core)) & 0xFFFFFFFFFFFFFFFF
-            return 0
-        from ttmem.cores import as_core_range_set
-        for item in as_core_range_set(cores):
-            if item.x >= self.core.width or item.y >= self.core.height:
-                raise InvalidIntervalError(
-                    f"core {item} is outside the grid of {self.core.width} x {self.core.height} cores")
-            core = item.y * self.core.width + item.x
-            mask[core >> 6] |= <uint64_t>1 << (core & 63)
-        return 0
-
-    cdef PreparedFootprint wrap(self, Footprint *footprint):
-        cdef PreparedFootprint prepared = PreparedFootprint.__new__(PreparedFootprint)
-        prepared.engine = self
-        prepared.footprint = footprint
-        return prepared
-
-    def footprint(self, ranges):
-        """Prepare a list of ``(begin, end, cores)``; ``cores`` names a CoreRangeSet or is a mask with bit y * width + x.
-
-        Raises:
-            InvalidIntervalError: begin > end, end > limit, or a core outside the grid.
-        """
-        cdef list items = list(ranges)
-        cdef size_t count = len(items), words = self.core.mask_words, i
-        cdef CbRange *array = <CbRange *>malloc((count + 1) * sizeof(CbRange))
-        cdef uint64_t *masks = <uint64_t *>malloc((count + 1) * words * sizeof(uint64_t))
-        cdef Footprint *footprint
-        try:
-            if array == NULL or masks == NULL:
-                raise MemoryError()
-            for i in range(count):
-                begin, end, cores = items[i]
-                if not 0 <= begin <= end <= self.core.limit:
-                    raise InvalidIntervalError(
-                        f"[{begin}, {end}) is no range of bytes in an L1 of {self.core.limit} bytes")
-                array[i].begin, array[i].end, array[i].mask = begin, end, masks + i * words
-                self.mask_of_cores(cores, masks + i * words)
-            ttm_lock_acquire(&self.lock)
-            footprint = self.core.intern(array, count)
-            ttm_lock_release(&self.lock)
-            if footprint == NULL:
-                raise MemoryError()
-            return self.wrap(footprint)
-        finally:
-            free(array)
-            free(masks)
-
-    def peak(self, footprints):
-        """Prepare the per-core peak of several footprints, as a trace replay puts it in; it can only be dispatched."""
-        cdef list items = list(footprints)
-        cdef size_t i
-        cdef Footprint **array = <Footprint **>malloc((len(items) + 1) * sizeof(Footprint *))
-        cdef Footprint *footprint
-        try:
-            if array == NULL:
-                raise MemoryError()
-            for i in range(len(items)):
-                array[i] = self.own(items[i]).footprint
-            ttm_lock_acquire(&self.lock)
-            footprint = self.core.peak_of(array, len(items))
-            ttm_lock_release(&self.lock)
-            if footprint == NULL:
-                raise MemoryError()
-            return self.wrap(footprint)
-        finally:
-            free(array)
-
-    cdef PreparedFootprint own(self, object item):
-        cdef PreparedFootprint prepared = <PreparedFootprint?>item
-        if prepared.engine is not self:
-            raise UnknownIdError("the footprint belongs to another engine: prepare it with this one")
-        return prepared
-
-    def add(self, prepared):
-        """Add a program with this footprint.
-
-        Raises:
-            MemoryError: there is no memory; nothing has changed.
-            InvalidIntervalError: it is a peak.
-        """
-        cdef Footprint *footprint = self.own(prepared).footprint
-        cdef int status
-        if footprint.shape & PEAK:
-            raise InvalidIntervalError("the peak of a trace can be dispatched, not added")
-        key = <uintptr_t>footprint
-        ttm_lock_acquire(&self.lock)
-        status = self.core.add(footprint)
-        if status == 0:
-            self.added[key] = self.added.get(key, 0) + 1
-        ttm_lock_release(&self.lock)
-        if DEBUG:
-            self.check()
-        if status < 0:
-            raise MemoryError()
-
-    def remove(self, prepared):
-        """Remove a program with this footprint.
-
-        Raises:
-            UnknownIdError: there is none.
-        """
-        cdef Footprint *footprint = self.own(prepared).footprint
-        key = <uintptr_t>footprint
-        ttm_lock_acquire(&self.lock)
-        count = self.added.get(key, 0)
-        if count:
-            self.core.remove(footprint)
-            if count > 1:
-                self.added[key] = count - 1
-            else:
-                del self.added[key]
-        ttm_lock_release(&self.lock)
-        if not count:
-            raise UnknownIdError("no program with this footprint is there to be removed")
-        if DEBUG:
-            self.check()
-
-    def dispatch(self, prepared):
-        """Make this footprint resident on the cores that it covers."""
-        cdef Footprint *footprint = self.own(prepared).footprint
-        ttm_lock_acquire(&self.lock)
-        self.core.dispatch(footprint)
-        ttm_lock_release(&self.lock)
-        if DEBUG:
-            self.check()
-
-    @property
-    def width(self):
-        """Cores in x."""
-        return self.core.width
-
-    @property
-    def height(self):
-        """Cores in y."""
-        return self.core.height
-
-    @property
-    def limit(self):
-        """Bytes of L1: no range ends beyond."""
-        return self.core.limit
-
-    @property
-    def physical_bytes(self):
-        """Bytes covered by at least one program, summed over cores."""
-        return self.core.physical
-
-    @property
-    def logical_bytes(self):
-        """Sizes of all programs' ranges times their cores."""
-        return self.core.logical
-
-    @property
-    def resident_bytes(self):
-        """Bytes that the last dispatches left, summed over cores."""
-        return self.core.resident
-
-    @property
-    def num_classes(self):
-        """Classes of cores that share one cover."""
-        return self.core.class_count
-
-    @property
-    def memory_bytes(self):
-        """Bytes of memory that the engine holds."""
-        return self.core.memory_bytes()
-
-    @property
-    def work(self):
-        """Nodes and classes touched since the beginning: a measure of work that does not depend on the machine."""
-        return self.core.pool.work
-
-    cdef uint32_t slot_of(self, object core) except? 0xFFFFFFFF:
-        if not 0 <= core < self.core.num_cores:
-            raise InvalidIntervalError(f"core index {core} is outside a grid of {self.core.num_cores} cores")
-        return self.core.class_of_core[<uint32_t>core]
-
-    def core_physical(self, core):
-        """Return the bytes of core ``y * width + x`` that at least one program covers."""
-        return self.core.class_physical(self.slot_of(core))
-
-    def core_logical(self, core):
-        """Return the sizes of all programs' ranges on a core."""
-        return self.core.class_logical(self.slot_of(core))
-
-    def core_region_end(self, core):
-        """Return one past the highest covered byte of a core, 0 if none is covered."""
-        return self.core.class_region_end(self.slot_of(core))
-
-    def core_lowest(self, core):
-        """Return the lowest covered byte of a core, None if none is covered."""
-        lowest = self.core.class_lowest(self.slot_of(core))
-        return None if lowest == UINT32_MAX else lowest
-
-    def core_resident(self, core):
-        """Return the bytes that the last dispatch on a core left there."""
-        self.slot_of(core)
-        cdef uint32_t residents[1024]
-        ttm_lock_acquire(&self.lock)
-        self.core.fill_resident(residents)
-        ttm_lock_release(&self.lock)
-        return residents[<uint32_t>core]
-
-    def core_ranges(self, core, maximum=None):
-        """Return the merged covered ranges of a core, ascending; the first ``maximum`` of them if that is given."""
-        cdef uint32_t slot = self.slot_of(core), count, i
-        cdef uint32_t room = self.core.limit // 2 + 1 if maximum is None else maximum
-        cdef uint64_t *out = <uint64_t *>malloc(<size_t>room * sizeof(uint64_t) + 1)
-        if out == NULL:
-            raise MemoryError()
-        ttm_lock_acquire(&self.lock)
-        count = self.core.class_ranges(slot, out, room)
-        ttm_lock_release(&self.lock)
-        ranges = [(<uint32_t>out[i], <uint32_t>(out[i] >> 32)) for i in range(count)]
-        free(out)
-        return ranges

@@ -1,13 +1,14 @@
-/* How often each byte of one L1 is covered, as a radix tree of fixed shape: an interval tree over a bounded universe.
+/* How often each byte of one L1 is covered: a radix tree of fixed shape, an interval tree over a bounded universe.
  *
- * Levels: pages of 64 KiB at the top, 64 KiB-blocks ("kib") of 1 KiB in a page, 64 cells of 16 bytes in a kib, 16 bytes in
+ * Levels: pages of 64 KiB at the top, 64 kibs of 1 KiB in a page, 64 cells of 16 bytes in a kib, 16 bytes in
  * a cell. Every entry has a cover count (ranges that span exactly this entry, and no larger one) and, above the bytes,
- * `sum`: the bytes covered by the node below it. An entry's covered bytes are its size when its count is above 0, else its
- * sum. A range adds to whole entries where it can and descends at its two ends only, so that an update touches at most
- * pages + 2 (63 + 63 + 15) counters, however many ranges there are.
+ * `sum`: the bytes covered by the node below it. An entry's covered bytes are its size if its count is above 0, else
+ * its sum. A range adds to whole entries where it can and descends at its two ends only, so that an update touches at
+ * most pages + 2 (14 + 7 + 14 + 7 + 15) counters, however many ranges there are. Entries of pages and kibs are counted
+ * in blocks of eight, too, which is in effect two more levels.
  *
  * Invariants:
- *  1. sum[i] is the covered bytes of node i, 0 where there is none.
+ *  1. sum[i] is the covered bytes of node i, 0 where there is none; block_sum likewise of a block's entries.
  *  2. refs of a node is the number of range ends that descend into it; it lives while that is above 0.
  *  3. A node with refs 0 is all zero, so that it is taken from the free list without being cleared.
  *  4. The counts are a linear function of the multiset of ranges: order does not matter, and removing is exact.
@@ -19,7 +20,7 @@
 
 enum { TTM_CELL_SHIFT = 4, TTM_KIB_SHIFT = 10, TTM_PAGE_SHIFT = 16 };
 
-/* gcc vectorizes loops of unknown length at -O3 only, and the runs of counters are where the time goes. */
+/* gcc 12 vectorizes the loops over eight counters, where the time goes, at -O3 only. */
 #if defined(__GNUC__) && !defined(__clang__) && !defined(TTM_DEBUG)
 #define TTM_VECTORIZED __attribute__((optimize("O3")))
 #else
@@ -29,27 +30,32 @@ enum { TTM_CELL_SHIFT = 4, TTM_KIB_SHIFT = 10, TTM_PAGE_SHIFT = 16 };
 typedef struct {
     uint32_t cover[16];
     uint32_t refs;
-    uint32_t covered; /* bytes with a count above 0 */
+    uint32_t unused;
 } ttm_cell;
 
 typedef struct {
-    ttm_cell *cell[64];
+    ttm_cell *cell[8];
 } ttm_cells;
 
+/* Head first: an update reads it, one or two blocks of eight entries, and nothing else of the node. */
 typedef struct {
-    uint32_t cover[64];
-    uint8_t sum[64]; /* 0 to 16 */
-    ttm_cells *cells; /* NULL while no range has an end inside a cell */
+    uint32_t block[8];    /* cover counts of eight cells at once */
+    uint8_t block_sum[8]; /* bytes covered in the block by its cells, 0 to 128 */
     uint32_t refs;
-    uint32_t cell_refs; /* range ends inside cells */
+    uint32_t unused;
+    uint32_t cover[64];
+    uint8_t sum[64];     /* 0 to 16 */
+    ttm_cells *cells[8]; /* of each block; few exist, so that one table of 64 would be mostly empty */
 } ttm_kib;
 
 typedef struct {
+    uint32_t block[8];
+    uint16_t block_sum[8]; /* 0 to 8192 */
+    uint32_t refs;
+    uint32_t unused;
     uint32_t cover[64];
     uint16_t sum[64]; /* 0 to 1024 */
     ttm_kib *kib[64];
-    uint32_t refs;
-    uint32_t unused;
 } ttm_page;
 
 typedef struct {
@@ -58,7 +64,7 @@ typedef struct {
     ttm_page **page;
 } ttm_cover;
 
-enum { TTM_PAGE_NODE, TTM_KIB_NODE, TTM_CELLS_NODE, TTM_CELL_NODE, TTM_NODE_KINDS, TTM_SPARE_NODES = 64 };
+enum { TTM_PAGE_NODE, TTM_KIB_NODE, TTM_CELLS_NODE, TTM_CELL_NODE, TTM_NODE_KINDS, TTM_SPARE_NODES = 256 };
 
 typedef struct ttm_spare {
     struct ttm_spare *next;
@@ -154,6 +160,27 @@ static inline int ttm_cover_init(ttm_pool *pool, ttm_cover *cover) {
 /* Each of the functions below changes the counts by one, up (step 1) or down (step -1), in [begin, end) relative to its
  * node, and returns by how many bytes the covered ones of that node grow. */
 
+/* One step over the entries [begin, end) of eight. All eight are computed and masked: that is two vectors and no branch
+ * that depends on the range, where a loop over the entries costs a misprediction or two. */
+#define TTM_EIGHT(name, sum_type, size) \
+    TTM_VECTORIZED static inline int32_t name(uint32_t *cover, const sum_type *sum, int32_t begin, int32_t end, \
+                                              int32_t step) { \
+        int32_t change = 0, i; \
+        for (i = 0; i < 8; ++i) { \
+            int32_t inside = -(i >= begin) & -(i < end), bare = (size) - (int32_t)sum[i]; \
+            int32_t before = (int32_t)cover[i], after = before + (inside & step); \
+            cover[i] = (uint32_t)after; \
+            change += bare & (-(before == 0) & -(after != 0)); \
+            change -= bare & (-(before != 0) & -(after == 0)); \
+        } \
+        return change; \
+    }
+
+TTM_EIGHT(ttm_kib_eight, uint8_t, 16)
+TTM_EIGHT(ttm_kib_blocks, uint8_t, 128)
+TTM_EIGHT(ttm_page_eight, uint16_t, 1024)
+TTM_EIGHT(ttm_page_blocks, uint16_t, 8192)
+
 static inline int32_t ttm_cell_update(ttm_cell *cell, uint32_t begin, uint32_t end, int step) {
     int32_t change = 0;
     uint32_t i;
@@ -163,48 +190,52 @@ static inline int32_t ttm_cell_update(ttm_cell *cell, uint32_t begin, uint32_t e
         change += (after != 0) - (before != 0);
     }
     cell->refs += (uint32_t)step;
-    cell->covered += (uint32_t)change;
     return change;
 }
 
-static inline int32_t ttm_kib_partial(ttm_pool *pool, ttm_kib *kib, uint32_t i, uint32_t begin, uint32_t end, int step) {
+static inline int32_t ttm_kib_partial(ttm_pool *pool, ttm_kib *kib, uint32_t i, uint32_t begin, uint32_t end,
+                                      int step) {
+    ttm_cells *cells = kib->cells[i >> 3];
     ttm_cell *cell;
-    int32_t change;
+    int32_t change, k;
     pool->work++;
-    if (!kib->cells) kib->cells = (ttm_cells *)ttm_pool_take(pool, TTM_CELLS_NODE);
-    cell = kib->cells->cell[i];
-    if (!cell) cell = kib->cells->cell[i] = (ttm_cell *)ttm_pool_take(pool, TTM_CELL_NODE);
+    if (!cells) cells = kib->cells[i >> 3] = (ttm_cells *)ttm_pool_take(pool, TTM_CELLS_NODE);
+    cell = cells->cell[i & 7];
+    if (!cell) cell = cells->cell[i & 7] = (ttm_cell *)ttm_pool_take(pool, TTM_CELL_NODE);
     change = ttm_cell_update(cell, begin, end, step);
     kib->sum[i] = (uint8_t)(kib->sum[i] + change);
-    kib->cell_refs += (uint32_t)step;
     if (!cell->refs) {
-        kib->cells->cell[i] = NULL;
+        cells->cell[i & 7] = NULL;
         ttm_pool_give(pool, TTM_CELL_NODE, cell);
-        if (!kib->cell_refs) {
-            ttm_pool_give(pool, TTM_CELLS_NODE, kib->cells);
-            kib->cells = NULL;
+        for (k = 0; k < 8 && !cells->cell[k]; ++k) {}
+        if (k == 8) {
+            kib->cells[i >> 3] = NULL;
+            ttm_pool_give(pool, TTM_CELLS_NODE, cells);
         }
     }
-    return kib->cover[i] ? 0 : change;
+    if (kib->cover[i]) return 0;
+    kib->block_sum[i >> 3] = (uint8_t)(kib->block_sum[i >> 3] + change);
+    return kib->block[i >> 3] ? 0 : change;
 }
 
-TTM_VECTORIZED static inline int32_t ttm_kib_run(ttm_kib *kib, uint32_t begin, uint32_t end, int step) {
+static inline int32_t ttm_kib_block(ttm_kib *kib, uint32_t b, uint32_t begin, uint32_t end, int step) {
+    int32_t change = ttm_kib_eight(kib->cover + 8 * b, kib->sum + 8 * b, (int32_t)begin, (int32_t)end, step);
+    kib->block_sum[b] = (uint8_t)(kib->block_sum[b] + change);
+    return kib->block[b] ? 0 : change;
+}
+
+static inline int32_t ttm_kib_run(ttm_kib *kib, uint32_t begin, uint32_t end, int step) {
+    uint32_t first = begin >> 3, last = end >> 3, head = begin & 7, tail = end & 7;
     int32_t change = 0;
-    uint32_t i, n = end - begin;
-    uint32_t *cover = kib->cover + begin;
-    const uint8_t *sum = kib->sum + begin;
-    if (step > 0) {
-        for (i = 0; i < n; ++i) {
-            change += cover[i] ? 0 : 16 - (int32_t)sum[i];
-            cover[i] += 1;
-        }
-    } else {
-        for (i = 0; i < n; ++i) {
-            cover[i] -= 1;
-            change -= cover[i] ? 0 : 16 - (int32_t)sum[i];
-        }
+    if (begin >= end) return 0;
+    if (head) {
+        change += ttm_kib_block(kib, first, head, first == last ? tail : 8, step);
+        if (first == last) return change;
+        ++first;
     }
-    return change;
+    if (tail) change += ttm_kib_block(kib, last, 0, tail, step);
+    if (first == last) return change;
+    return change + ttm_kib_blocks(kib->block, kib->block_sum, (int32_t)first, (int32_t)last, step);
 }
 
 static inline int32_t ttm_kib_update(ttm_pool *pool, ttm_kib *kib, uint32_t begin, uint32_t end, int step) {
@@ -221,7 +252,8 @@ static inline int32_t ttm_kib_update(ttm_pool *pool, ttm_kib *kib, uint32_t begi
     return change + ttm_kib_run(kib, first, last, step);
 }
 
-static inline int32_t ttm_page_partial(ttm_pool *pool, ttm_page *page, uint32_t i, uint32_t begin, uint32_t end, int step) {
+static inline int32_t ttm_page_partial(ttm_pool *pool, ttm_page *page, uint32_t i, uint32_t begin, uint32_t end,
+                                      int step) {
     ttm_kib *kib = page->kib[i];
     int32_t change;
     pool->work++;
@@ -232,26 +264,29 @@ static inline int32_t ttm_page_partial(ttm_pool *pool, ttm_page *page, uint32_t 
         page->kib[i] = NULL;
         ttm_pool_give(pool, TTM_KIB_NODE, kib);
     }
-    return page->cover[i] ? 0 : change;
+    if (page->cover[i]) return 0;
+    page->block_sum[i >> 3] = (uint16_t)(page->block_sum[i >> 3] + change);
+    return page->block[i >> 3] ? 0 : change;
 }
 
-TTM_VECTORIZED static inline int32_t ttm_page_run(ttm_page *page, uint32_t begin, uint32_t end, int step) {
+static inline int32_t ttm_page_block(ttm_page *page, uint32_t b, uint32_t begin, uint32_t end, int step) {
+    int32_t change = ttm_page_eight(page->cover + 8 * b, page->sum + 8 * b, (int32_t)begin, (int32_t)end, step);
+    page->block_sum[b] = (uint16_t)(page->block_sum[b] + change);
+    return page->block[b] ? 0 : change;
+}
+
+static inline int32_t ttm_page_run(ttm_page *page, uint32_t begin, uint32_t end, int step) {
+    uint32_t first = begin >> 3, last = end >> 3, head = begin & 7, tail = end & 7;
     int32_t change = 0;
-    uint32_t i, n = end - begin;
-    uint32_t *cover = page->cover + begin;
-    const uint16_t *sum = page->sum + begin;
-    if (step > 0) {
-        for (i = 0; i < n; ++i) {
-            change += cover[i] ? 0 : 1024 - (int32_t)sum[i];
-            cover[i] += 1;
-        }
-    } else {
-        for (i = 0; i < n; ++i) {
-            cover[i] -= 1;
-            change -= cover[i] ? 0 : 1024 - (int32_t)sum[i];
-        }
+    if (begin >= end) return 0;
+    if (head) {
+        change += ttm_page_block(page, first, head, first == last ? tail : 8, step);
+        if (first == last) return change;
+        ++first;
     }
-    return change;
+    if (tail) change += ttm_page_block(page, last, 0, tail, step);
+    if (first == last) return change;
+    return change + ttm_page_blocks(page->block, page->block_sum, (int32_t)first, (int32_t)last, step);
 }
 
 static inline int32_t ttm_page_update(ttm_pool *pool, ttm_page *page, uint32_t begin, uint32_t end, int step) {
@@ -268,7 +303,8 @@ static inline int32_t ttm_page_update(ttm_pool *pool, ttm_page *page, uint32_t b
     return change + ttm_page_run(page, first, last, step);
 }
 
-static inline int32_t ttm_cover_partial(ttm_pool *pool, ttm_cover *cover, uint32_t i, uint32_t begin, uint32_t end, int step) {
+static inline int32_t ttm_cover_partial(ttm_pool *pool, ttm_cover *cover, uint32_t i, uint32_t begin, uint32_t end,
+                                        int step) {
     ttm_page *page = cover->page[i];
     int32_t change;
     pool->work++;
@@ -282,8 +318,8 @@ static inline int32_t ttm_cover_partial(ttm_pool *pool, ttm_cover *cover, uint32
     return cover->cover[i] ? 0 : change;
 }
 
-/* Add (step 1) or take away (step -1) a range with begin < end. Needs ttm_pool_reserve before adding. Returns by how many
- * bytes the covered ones grow, which is below 0 or 0 when taking away. */
+/* Add (step 1) or take away (step -1) a range with begin < end. Needs ttm_pool_reserve before adding. Returns by
+ * how many bytes the covered ones grow, which is below 0 or 0 when taking away. */
 static inline int64_t ttm_cover_update(ttm_pool *pool, ttm_cover *cover, uint32_t begin, uint32_t end, int step) {
     uint32_t first = begin >> TTM_PAGE_SHIFT, last = end >> TTM_PAGE_SHIFT;
     uint32_t head = begin & 0xffff, tail = end & 0xffff, i;
@@ -303,12 +339,37 @@ static inline int64_t ttm_cover_update(ttm_pool *pool, ttm_cover *cover, uint32_
     return change;
 }
 
+/* Ask for the memory that an update at one of its ends will need, without waiting for it. */
+static inline void ttm_cover_prefetch(const ttm_cover *cover, uint32_t at) {
+    const ttm_page *page;
+    const ttm_kib *kib;
+    if (!(at & 0xffff)) return;
+    page = cover->page[at >> TTM_PAGE_SHIFT];
+    if (!page) return;
+    __builtin_prefetch(page, 1);
+    __builtin_prefetch(&page->cover[(at >> 10) & 56], 1);
+    __builtin_prefetch(&page->sum[(at >> 10) & 63], 1);
+    if (!(at & 0x3ff)) return;
+    kib = page->kib[(at >> 10) & 63];
+    if (!kib) return;
+    __builtin_prefetch(kib, 1);
+    __builtin_prefetch(&kib->cover[(at >> 4) & 56], 1);
+    __builtin_prefetch(&kib->sum[(at >> 4) & 63], 1);
+    if (at & 15) __builtin_prefetch(&kib->cells[(at >> 7) & 7], 1);
+}
+
+static inline void ttm_cover_prefetch_ranges(const ttm_cover *cover, const uint64_t *ranges, uint32_t count) {
+    uint32_t i;
+    for (i = 0; i < count; ++i) {
+        ttm_cover_prefetch(cover, (uint32_t)ranges[i]);
+        ttm_cover_prefetch(cover, (uint32_t)(ranges[i] >> 32));
+    }
+}
+
 static inline void ttm_kib_free(ttm_pool *pool, ttm_kib *kib) {
     int i;
-    if (kib->cells) {
-        for (i = 0; i < 64; ++i) ttm_free(&pool->heap, kib->cells->cell[i]);
-        ttm_free(&pool->heap, kib->cells);
-    }
+    for (i = 0; i < 64; ++i) if (kib->cells[i >> 3]) ttm_free(&pool->heap, kib->cells[i >> 3]->cell[i & 7]);
+    for (i = 0; i < 8; ++i) ttm_free(&pool->heap, kib->cells[i]);
     ttm_free(&pool->heap, kib);
 }
 
@@ -335,17 +396,25 @@ static inline void *ttm_copy(ttm_pool *pool, const void *source, size_t size) {
 
 static inline ttm_kib *ttm_kib_copy(ttm_pool *pool, const ttm_kib *source) {
     ttm_kib *copy = (ttm_kib *)ttm_copy(pool, source, sizeof *source);
+    const ttm_cell *cell;
     int i;
-    if (!copy || !source->cells) return copy;
-    copy->cells = (ttm_cells *)ttm_alloc_zeroed(&pool->heap, sizeof *copy->cells);
-    for (i = 0; copy->cells && i < 64; ++i) {
-        if (!source->cells->cell[i]) continue;
-        copy->cells->cell[i] = (ttm_cell *)ttm_copy(pool, source->cells->cell[i], sizeof(ttm_cell));
-        if (!copy->cells->cell[i]) break;
+    if (!copy) return NULL;
+    memset(copy->cells, 0, sizeof copy->cells);
+    for (i = 0; i < 64; ++i) {
+        ttm_cells **cells = &copy->cells[i >> 3];
+        if (!source->cells[i >> 3]) {
+            i += 7;
+            continue;
+        }
+        if (!*cells) *cells = (ttm_cells *)ttm_alloc_zeroed(&pool->heap, sizeof **cells);
+        cell = source->cells[i >> 3]->cell[i & 7];
+        if (*cells && cell) (*cells)->cell[i & 7] = (ttm_cell *)ttm_copy(pool, cell, sizeof *cell);
+        if (!*cells || (cell && !(*cells)->cell[i & 7])) {
+            ttm_kib_free(pool, copy);
+            return NULL;
+        }
     }
-    if (copy->cells && i == 64) return copy;
-    ttm_kib_free(pool, copy);
-    return NULL;
+    return copy;
 }
 
 static inline ttm_page *ttm_page_copy(ttm_pool *pool, const ttm_page *source) {
@@ -409,10 +478,19 @@ static inline int ttm_walk_piece(ttm_walk *walk, uint32_t begin, uint32_t end) {
 static inline int ttm_walk_kib(ttm_walk *walk, const ttm_kib *kib, uint32_t base) {
     uint32_t i, b;
     for (i = 0; i < 64; ++i, base += 16) {
+        if (!(i & 7)) {
+            int whole = kib->block[i >> 3] || kib->block_sum[i >> 3] == 128;
+            if (whole && ttm_walk_piece(walk, base, base + 128)) return 1;
+            if (whole || !kib->block_sum[i >> 3]) {
+                i += 7;
+                base += 7 * 16;
+                continue;
+            }
+        }
         if (kib->cover[i] || kib->sum[i] == 16) {
             if (ttm_walk_piece(walk, base, base + 16)) return 1;
         } else if (kib->sum[i]) {
-            const ttm_cell *cell = kib->cells->cell[i];
+            const ttm_cell *cell = kib->cells[i >> 3]->cell[i & 7];
             for (b = 0; b < 16; ++b) if (cell->cover[b] && ttm_walk_piece(walk, base + b, base + b + 1)) return 1;
         }
     }
@@ -422,6 +500,15 @@ static inline int ttm_walk_kib(ttm_walk *walk, const ttm_kib *kib, uint32_t base
 static inline int ttm_walk_page(ttm_walk *walk, const ttm_page *page, uint32_t base) {
     uint32_t i;
     for (i = 0; i < 64; ++i, base += 1024) {
+        if (!(i & 7)) {
+            int whole = page->block[i >> 3] || page->block_sum[i >> 3] == 8192;
+            if (whole && ttm_walk_piece(walk, base, base + 8192)) return 1;
+            if (whole || !page->block_sum[i >> 3]) {
+                i += 7;
+                base += 7 * 1024;
+                continue;
+            }
+        }
         if (page->cover[i] || page->sum[i] == 1024) {
             if (ttm_walk_piece(walk, base, base + 1024)) return 1;
         } else if (page->sum[i] && ttm_walk_kib(walk, page->kib[i], base)) {
@@ -431,8 +518,8 @@ static inline int ttm_walk_page(ttm_walk *walk, const ttm_page *page, uint32_t b
     return 0;
 }
 
-/* Write at most `maximum` merged ranges, ascending, as begin | end << 32. Only nodes that are covered in part are entered,
- * and each of those holds an end of a merged range, so that the cost is bounded by `maximum`. */
+/* Write at most `maximum` merged ranges, ascending, as begin | end << 32. Only nodes that are covered in part are
+ * entered, and each of those holds an end of a merged range, so that the cost is bounded by `maximum`. */
 static inline uint32_t ttm_cover_ranges(const ttm_pool *pool, const ttm_cover *cover, uint64_t *out, uint32_t maximum) {
     ttm_walk walk = {out, maximum, 0, 0, 0};
     uint32_t i;
@@ -454,21 +541,29 @@ static inline uint32_t ttm_cover_end(const ttm_pool *pool, const ttm_cover *cove
     const ttm_page *page;
     const ttm_kib *kib;
     const ttm_cell *cell;
-    uint32_t i = pool->pages, j = 64, k = 64, b = 16;
+    uint32_t i = pool->pages, base, j = 7, b = 15;
     while (i && !cover->cover[i - 1] && !cover->sum[i - 1]) --i;
     if (!i--) return 0;
-    if (cover->cover[i]) return (i + 1) << TTM_PAGE_SHIFT;
+    base = i << TTM_PAGE_SHIFT;
+    if (cover->cover[i]) return base + 0x10000;
     page = cover->page[i];
-    while (!page->cover[j - 1] && !page->sum[j - 1]) --j;
-    --j;
-    if (page->cover[j]) return (i << TTM_PAGE_SHIFT) + ((j + 1) << TTM_KIB_SHIFT);
+    while (!page->block[j] && !page->block_sum[j]) --j;
+    if (page->block[j]) return base + (j + 1) * 8192;
+    j = 8 * j + 7;
+    while (!page->cover[j] && !page->sum[j]) --j;
+    base += j << TTM_KIB_SHIFT;
+    if (page->cover[j]) return base + 1024;
     kib = page->kib[j];
-    while (!kib->cover[k - 1] && !kib->sum[k - 1]) --k;
-    --k;
-    if (kib->cover[k]) return (i << TTM_PAGE_SHIFT) + (j << TTM_KIB_SHIFT) + ((k + 1) << TTM_CELL_SHIFT);
-    cell = kib->cells->cell[k];
-    while (!cell->cover[b - 1]) --b;
-    return (i << TTM_PAGE_SHIFT) + (j << TTM_KIB_SHIFT) + (k << TTM_CELL_SHIFT) + b;
+    j = 7;
+    while (!kib->block[j] && !kib->block_sum[j]) --j;
+    if (kib->block[j]) return base + (j + 1) * 128;
+    j = 8 * j + 7;
+    while (!kib->cover[j] && !kib->sum[j]) --j;
+    base += j << TTM_CELL_SHIFT;
+    if (kib->cover[j]) return base + 16;
+    cell = kib->cells[j >> 3]->cell[j & 7];
+    while (!cell->cover[b]) --b;
+    return base + b + 1;
 }
 
 /* The lowest covered byte, UINT32_MAX if none is. */
@@ -476,20 +571,29 @@ static inline uint32_t ttm_cover_lowest(const ttm_pool *pool, const ttm_cover *c
     const ttm_page *page;
     const ttm_kib *kib;
     const ttm_cell *cell;
-    uint32_t i = 0, j = 0, k = 0, b = 0;
+    uint32_t i = 0, base, j = 0, b = 0;
     while (i < pool->pages && !cover->cover[i] && !cover->sum[i]) ++i;
     if (i == pool->pages) return UINT32_MAX;
-    if (cover->cover[i]) return i << TTM_PAGE_SHIFT;
+    base = i << TTM_PAGE_SHIFT;
+    if (cover->cover[i]) return base;
     page = cover->page[i];
+    while (!page->block[j] && !page->block_sum[j]) ++j;
+    if (page->block[j]) return base + j * 8192;
+    j *= 8;
     while (!page->cover[j] && !page->sum[j]) ++j;
-    if (page->cover[j]) return (i << TTM_PAGE_SHIFT) + (j << TTM_KIB_SHIFT);
+    base += j << TTM_KIB_SHIFT;
+    if (page->cover[j]) return base;
     kib = page->kib[j];
-    while (!kib->cover[k] && !kib->sum[k]) ++k;
-    if (!kib->cover[k]) {
-        cell = kib->cells->cell[k];
-        while (!cell->cover[b]) ++b;
-    }
-    return (i << TTM_PAGE_SHIFT) + (j << TTM_KIB_SHIFT) + (k << TTM_CELL_SHIFT) + b;
+    j = 0;
+    while (!kib->block[j] && !kib->block_sum[j]) ++j;
+    if (kib->block[j]) return base + j * 128;
+    j *= 8;
+    while (!kib->cover[j] && !kib->sum[j]) ++j;
+    base += j << TTM_CELL_SHIFT;
+    if (kib->cover[j]) return base;
+    cell = kib->cells[j >> 3]->cell[j & 7];
+    while (!cell->cover[b]) ++b;
+    return base + b;
 }
 
 #endif

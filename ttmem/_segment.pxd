@@ -22,6 +22,7 @@ cdef class DeviceBlock:
     cdef uint32_t record_count
     cdef uint32_t version               # of the last commit
     cdef readonly uint64_t dropped      # records that found no memory
+    cdef uint64_t updated_ns            # of the last change of a figure; survives a move to another file
 
     cdef uint64_t *record(self, uint32_t kind, uint32_t index) noexcept nogil
     cdef bint mark(self, uint32_t kind, uint32_t index) noexcept nogil

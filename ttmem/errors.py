@@ -46,7 +46,7 @@ class CapacityError(TtmemError, OverflowError):
 
 
 class AlreadyPublishedError(TtmemError, ValueError):
-    """This process publishes the device already; close that publisher first."""
+    """The process publishes the device already; close that publisher first."""
 
 
 class ClosedError(TtmemError, ValueError):

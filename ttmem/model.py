@@ -59,7 +59,7 @@ def check_bytes(value: object, what: str, *, maximum: int = MAX_BYTES) -> int:
     """
     if isinstance(value, bool) or not hasattr(value, "__index__"):
         raise InvalidIntervalError(f"{what} must be an integer number of bytes, got {value!r}")
-    number = value.__index__()
+    number: int = value.__index__()
     if number < 0:
         raise InvalidIntervalError(f"{what} must not be negative, got {number}")
     if number > maximum:
@@ -197,7 +197,8 @@ class Geometry:
             trace_region_size = check_bytes(trace_region_size, "trace_region_size")
         if worker_l1_size is not None and (l1_cb_base or 0) + (l1_small_size or 0) > worker_l1_size:
             raise InvalidIntervalError(
-                f"l1_cb_base {l1_cb_base} and l1_small_size {l1_small_size} do not fit in worker_l1_size {worker_l1_size}"
+                f"l1_cb_base {l1_cb_base} and l1_small_size {l1_small_size} "
+                f"do not fit in worker_l1_size {worker_l1_size}"
             )
         return cls(name, asic_id, core, worker_l1_size, l1_cb_base, l1_small_size, dram_size, trace_region_size)
 

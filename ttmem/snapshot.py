@@ -164,16 +164,25 @@ class Snapshot:
         answer: dict[str, Any] = {}
         for index, name in enumerate(("cb_ranges", "l1_ranges")):
             lists = [part.reading.core_ranges(x, y)[index] for part in self._live]
-            answer[name] = (
-                None if self._given is not None or any(found is None for found in lists) else _merged(lists)
-            )
+            answer[name] = None if self._given is not None or any(found is None for found in lists) else _merged(lists)
         return answer
 
     def buffers(self) -> list[dict[str, Any]]:
         """Return the live buffers that the writers' tables hold, each with its pid."""
-        names = ("buffer_id", "buffer_type", "size_bytes", "address", "size_per_bank", "allocated_ns", "num_cores", "name")
+        names = (
+            "buffer_id",
+            "buffer_type",
+            "size_bytes",
+            "address",
+            "size_per_bank",
+            "allocated_ns",
+            "num_cores",
+            "name",
+        )
         return [
-            {**dict(zip(names, row, strict=True)), "pid": part.pid} for part in self._live for row in part.reading.buffers()
+            {**dict(zip(names, row, strict=True)), "pid": part.pid}
+            for part in self._live
+            for row in part.reading.buffers()
         ]
 
     # How it is put together
@@ -193,7 +202,16 @@ class Snapshot:
     def _join_geometry(self) -> dict[str, Any]:
         """Take each field from the oldest living writer that knows it; name those that say otherwise."""
         known: dict[str, Any] = dict.fromkeys(
-            ("grid", "arch", "asic_id", "worker_l1_size", "l1_cb_base", "l1_small_size", "dram_size", "trace_region_size")
+            (
+                "grid",
+                "arch",
+                "asic_id",
+                "worker_l1_size",
+                "l1_cb_base",
+                "l1_small_size",
+                "dram_size",
+                "trace_region_size",
+            )
         )
         told_by: dict[str, int] = {}
         warnings = []
@@ -207,7 +225,8 @@ class Snapshot:
                     known[name], told_by[name] = value, part.pid
                 elif known[name] != value:
                     warnings.append(
-                        f"process {part.pid} says {name} is {value}, the older process {told_by[name]} says {known[name]}"
+                        f"process {part.pid} says {name} is {value}, "
+                        f"the older process {told_by[name]} says {known[name]}"
                     )
         known["warnings"] = warnings
         return known
@@ -219,13 +238,16 @@ class Snapshot:
         if grid is None:
             sizes = [reading.record_grid for reading in readings] or [(0, 0)]
             grid = (max(x for x, _ in sizes), max(y for _, y in sizes))
-        # Cores that only a contradicting writer has still count.
+        # Cores that only a contradicting writer has still count; those that none has do not exist.
         width = max([grid[0], *(r.grid[0] for r in readings if r.grid)])
         height = max([grid[1], *(r.grid[1] for r in readings if r.grid)])
         table = np.empty(width * height, CORE_DTYPE)
         base, size, small = (geometry[name] for name in ("l1_cb_base", "worker_l1_size", "l1_small_size"))
         top = -1 if size is None or small is None else size - small
-        core_table(readings, width, height, -1 if base is None else base, top, memoryview(table).cast("B"))
+        core_table(readings, width, height, -1 if base is None else base, top, table.view(np.uint8))
+        if any(r.grid != (width, height) for r in readings if r.grid):
+            sizes = [grid, *(r.grid for r in readings if r.grid)]
+            table = table[np.logical_or.reduce([(table["x"] < x) & (table["y"] < y) for x, y in sizes])]
         if geometry["grid"] is None:
             # The grid is not known: list the cores on which anything ever was.
             touched = (table["cb_logical_bytes"] != 0) | (table["cb_resident_bytes"] != 0)
@@ -239,9 +261,7 @@ class Snapshot:
             return rows
         return [
             {
-                name: None
-                if (value == UNKNOWN_HEADROOM if name == "headroom_bytes" else value == -1)
-                else value
+                name: None if (value == UNKNOWN_HEADROOM if name == "headroom_bytes" else value == -1) else value
                 for name, value in zip(CORE_FIELDS, row, strict=True)
             }
             for row in self.cores.tolist()
@@ -282,12 +302,13 @@ class Snapshot:
         asic_id = geometry["asic_id"]
         oldest = (self._live or self._parts)[0].reading
         programs, omitted = self._programs()
+        origin = "replay" if all(r.reading.origin == "replay" for r in self._live or self._parts) else "live"
         return {
             "device_id": oldest.device_id,
             "asic_id": None if asic_id is None else f"{asic_id:#x}",
             "arch": geometry["arch"],
             "source": "ttmem",
-            "origin": "replay" if all(r.reading.origin == "replay" for r in self._live or self._parts) else "live",
+            "origin": origin,
             "state": self._state(),
             "grid": None if grid is None else {"x": grid[0], "y": grid[1]},
             "updated_ns": max(updated, default=None),
@@ -303,7 +324,10 @@ class Snapshot:
                     "resident_bytes": self._total(CB, 2),
                     "peak_bytes": self._total(CB, 3),
                 },
-                "kernel": {"used_bytes": self._total(KERNEL, 0), "persistent_bytes": self._total(KERNEL, 1)},
+                # A capture tells nothing of kernels.
+                "kernel": dict.fromkeys(("used_bytes", "persistent_bytes"))
+                if origin == "replay"
+                else {"used_bytes": self._total(KERNEL, 0), "persistent_bytes": self._total(KERNEL, 1)},
             },
             "l1_accounting": self._accounting(cores, size, base, small),
             "cores": None,
@@ -440,7 +464,7 @@ def _process(part: Part) -> dict[str, Any]:
         "l1_small_bytes": word(L1_SMALL),
         "trace_bytes": word(TRACE),
         "cb_physical_bytes": word(CB),
-        "kernel_bytes": word(KERNEL),
+        "kernel_bytes": None if part.reading.origin == "replay" else word(KERNEL),
     }
 
 

@@ -21,8 +21,8 @@ METRICS = {
 }
 """Figures that a heat map can show: the JSON name and a title."""
 
-_RAMP = (17, 18, 19, 25, 31, 37, 71, 107, 179, 208, 196)
-"""xterm colours from nothing to full."""
+_RAMP = (236, 18, 24, 31, 37, 72, 107, 143, 179, 208, 196)
+"""xterm colours from nothing to full; of headroom from enough to none."""
 _UNICODE_SHADES = " ░▒▓█"
 _ASCII_SHADES = " .:-=+*#%@"
 _LABEL = 5
@@ -91,7 +91,7 @@ def _step(value: int | None, scale: int, steps: int) -> int:
 
 
 def _heat(color: int) -> str:
-    ink = "38;5;231" if color in _RAMP[:6] else "38;5;16"
+    ink = "38;5;231" if color in _RAMP[:4] else "38;5;16"
     return f"{ink};48;5;{color}"
 
 
@@ -135,13 +135,15 @@ def heat_map_lines(device: Device, screen: Screen, *, metric: str = "cb_physical
         text += ", listed cores only"
     lines = _titled(head, text, screen)
     shades = _UNICODE_SHADES if screen.unicode else _ASCII_SHADES
-    marks = not screen.color
     longest = max([len(_short(v, 1024)) for v in known] + [2 if len(known) == len(cores) else 3])
     columns = x1 - x0 + 1
     room = (screen.width - _LABEL) // columns
-    # A number with a mark and a space; where that does not fit, bands of the grid stand below each other.
-    width = min(max(longest + 2, 6), room) if room >= longest + 2 else longest + 2
-    band = max(1, (screen.width - _LABEL) // width)
+    # A mark, a number and a space; without the mark where that fits, else bands of the grid stand below each other.
+    tight = room == longest + 1
+    width = min(max(longest + 3, 6), room) if room > longest else longest + 2
+    ramp = _RAMP[::-1] if metric == "headroom" else _RAMP
+    bands = -(-columns // max(1, (screen.width - _LABEL) // width))
+    band = -(-columns // bands)
     for first in range(x0, x1 + 1, band):
         last = min(x1, first + band - 1)
         lines.append(
@@ -160,25 +162,21 @@ def heat_map_lines(device: Device, screen: Screen, *, metric: str = "cb_physical
                     continue
                 value = core.get(column)
                 number = _short(value, 1024)
-                if marks:
+                if not screen.color:
                     mark = shades[_step(value, scale, len(shades))]
                     if value is not None and value < 0:
                         mark = "!"
-                    row.append((pad(f"{mark}{number} ", width, ">"), ""))
+                    row.append((pad(f"{'' if tight else mark}{number} ", width, ">"), ""))
                 else:
-                    style = (
-                        "dim"
-                        if value is None
-                        else "alarm"
-                        if value < 0
-                        else _heat(_RAMP[_step(value, scale, len(_RAMP))])
-                    )
-                    row += [(pad(number + " ", width - 1, ">"), style), (" ", "")]
+                    style = "dim" if value is None else "alarm"
+                    if value is not None and value >= 0:
+                        style = _heat(ramp[_step(value, scale, len(ramp))])
+                    row += [(pad(number if tight else f"{number} ", width - 1, ">"), style), (" ", "")]
             lines.append(row)
-    lines.append(_legend(scale, shades, screen))
-    lines += [
-        [(text, "dim")] for text in wrap(f"full is {format_bytes(scale)}: {meaning}", screen, first="  ", rest="  ")
-    ]
+    if screen.color or not tight:
+        lines.append(_legend(scale, shades, ramp, screen))
+        full = f"full is {format_bytes(scale)}: {meaning}"
+        lines += [[(text, "dim")] for text in wrap(full, screen, first="  ", rest="  ")]
     lines += [[(text, "")] for text in wrap(_range_text(known, cores, column), screen, first="  ", rest="  ")]
     return lines
 
@@ -190,10 +188,10 @@ def _titled(head: Sequence[Piece], text: str, screen: Screen) -> list[Line]:
     return [[*head, (texts[0][len(name) :], "")], *([(rest, "")] for rest in texts[1:])]
 
 
-def _legend(scale: int, shades: str, screen: Screen) -> Line:
+def _legend(scale: int, shades: str, ramp: Sequence[int], screen: Screen) -> Line:
     pieces: list[Piece] = [("  0 ", "dim")]
     if screen.color:
-        pieces += [("  ", f"48;5;{color}") for color in _RAMP]
+        pieces += [("  ", f"48;5;{color}") for color in ramp]
     else:
         pieces += [(f"[{shades}]", "")]
     return [*pieces, (f" {format_bytes(scale)}", "dim")]
@@ -221,6 +219,9 @@ def render_heat_map(device: Device, screen: Screen, *, metric: str = "cb_physica
     return render(heat_map_lines(device, screen, metric=metric), screen)
 
 
+_RANGES = {"cb_ranges": "CBs", "l1_ranges": "L1 buffers"}
+
+
 @dataclass(frozen=True, slots=True)
 class _Range:
     """A part of L1, [begin, end), and what lies there."""
@@ -231,6 +232,12 @@ class _Range:
     name: str
 
 
+def _some(names: Sequence[object], most: int = 3) -> str:
+    """Return names as a list, the first few of many."""
+    shown = ", ".join(clean(name) for name in names[:most])
+    return shown if len(names) <= most else f"{shown} and {len(names) - most} more"
+
+
 def _ranges(device: Device, details: Mapping[str, Any] | None) -> tuple[list[_Range], int]:
     """Return what lies in a core's L1, and where its L1 ends as far as is known."""
     layout = layout_of(device)
@@ -238,14 +245,22 @@ def _ranges(device: Device, details: Mapping[str, Any] | None) -> tuple[list[_Ra
     if layout.base:
         found.append(_Range(0, layout.base, "reserved", "reserved: firmware, kernels"))
 
-    def add(key: str, part: str, name: str) -> None:
+    ends: dict[int, list[str]] = {}
+    for row in device.get("programs") or ():
+        name, region_end = row.get("name"), row.get("cb_region_end")
+        if name and region_end is not None and name not in ends.setdefault(region_end, []):
+            ends[region_end].append(name)
+
+    def add(key: str, part: str, what: str) -> None:
         for item in (details or {}).get(key) or ():
             begin, end, *rest = item
             label = rest[0] if rest else None
             names = [label] if isinstance(label, str) else list(label or ())
-            found.append(
-                _Range(int(begin), int(end), part, f"{name}: {', '.join(map(clean, names))}" if names else name)
-            )
+            text = f"{what}: {_some(names)}" if names else what
+            if part == "cb" and not names and end in ends:
+                # Which programs are on this core is not told, but which of the device's reach just as far is.
+                text += f", up to the region end of {_some(ends[end])}"
+            found.append(_Range(int(begin), int(end), part, text))
 
     add("cb_ranges", "cb", "CB")
     add("l1_ranges", "buffers", "L1 buffer")
@@ -297,7 +312,7 @@ def map_lines(
         device: the device object.
         core_xy: the core.
         details: ``cb_ranges`` and ``l1_ranges`` of the core, lists of [begin, end) or of [begin, end, names of the
-            programs or buffers behind them]; None is unknown.
+            programs or buffers behind them]; a list that is None is not all known.
         screen: what it is made for.
         rows: the most lines of the drawing.
     """
@@ -307,7 +322,8 @@ def map_lines(
     box = grid_of(device)
     if box is not None and not (box[0] <= x <= box[2] and box[1] <= y <= box[3]):
         return [[*head, (f" core {x},{y} is outside the grid {grid_text(device)}", "warn")]]
-    if details is None or (device.get("cores") is None and not any(details.values())):
+    missing = [what for key, what in _RANGES.items() if (details or {}).get(key) is None]
+    if details is None or len(missing) == len(_RANGES) or (device.get("cores") is None and not any(details.values())):
         return [[*head, (f" core {x},{y}: {NOT_AVAILABLE}, the source does not tell figures per core", "")]]
     ranges, end = _ranges(device, details)
     if end <= 0:
@@ -315,7 +331,7 @@ def map_lines(
     known = layout_of(device).size is not None
     parts = _parts(ranges, end)
     label = 10
-    columns = max(16, (screen.width - label - 1) // 8 * 8)
+    columns = max(16, (screen.width - label - 1) // 16 * 16)
     bytes_per_cell = 256
     while -(-end // bytes_per_cell) > columns * rows:
         bytes_per_cell *= 2
@@ -331,8 +347,11 @@ def map_lines(
                 row.append((screen.keys[part], part))
         lines.append(row)
     lines.append([(pad(f"0x{end:06x}", label), "dim"), ("end of L1" if known else "end of what is known", "dim")])
+    if missing:
+        text = f"{' and '.join(missing)} {NOT_AVAILABLE}: not all of them are known, so no gap is called free"
+        lines += [[(line, "warn")] for line in wrap(text, screen, first="  ", rest="  ")]
     lines.append([("", "")])
-    return lines + _table_lines(parts, ranges, core, layout_of(device).base, screen)
+    return lines + _table_lines(parts, ranges, core, None if missing else layout_of(device).base, screen)
 
 
 def _name_of(part: _Range, ranges: Sequence[_Range], known: bool) -> str:

@@ -49,10 +49,18 @@ def render_devices(
     if compact:
         return render(compact_lines(devices, screen), screen)
     blocks = [device_lines(device, screen, now_ns=now_ns) for device in devices]
-    lines = [line for i, block in enumerate(blocks) for line in ([[("", "")]] if i else []) + list(block)]
+    lines = _join(blocks)
     if compact is None and len(devices) > 1 and screen.height is not None and len(lines) > screen.height:
-        lines = list(compact_lines(devices, screen))
+        # A few devices may fit without the account of each, and with notes that they share.
+        lines = _join([figure_lines(device, screen, now_ns=now_ns) for device in devices])
+        lines += _shared_notes(devices, screen, 0)
+        if len(lines) > screen.height:
+            lines = compact_lines(devices, screen)
     return render(lines, screen)
+
+
+def _join(blocks: Sequence[Sequence[Line]]) -> list[Line]:
+    return [line for i, block in enumerate(blocks) for line in [*([[("", "")]] if i else []), *block]]
 
 
 def format_age(age_ns: int) -> str:
@@ -85,13 +93,22 @@ def header_parts(device: Device, now_ns: int | None = None) -> list[str]:
         parts.append("replay")
     updated = get(device, "updated_ns")
     if now_ns is not None:
-        parts.append(f"changed {format_age(now_ns - updated)} ago" if updated is not None else "never changed")
+        parts.append(
+            f"changed {format_age(now_ns - updated)} ago" if updated is not None else f"last change {NOT_AVAILABLE}"
+        )
     return [clean(part) for part in parts]
 
 
 def _header(device: Device, screen: Screen, now_ns: int | None) -> list[Line]:
     name = f"Device {device['device_id']}:"
-    texts = wrap(", ".join(header_parts(device, now_ns)), screen, first=name + " ", rest="  ")
+    parts = header_parts(device, now_ns)
+    texts = [f"{name} {parts[0]}"]
+    for part in parts[1:]:
+        if cell_width(texts[-1]) + len(part) + 3 <= screen.width:
+            texts[-1] += f", {part}"
+        else:
+            texts[-1] += ","
+            texts.append(f"  {part}")
     state = str(device.get("state"))
     color = {"live": "good", "idle": "dim"}.get(state, "warn")
     first: list[Piece] = [(name, "head")]
@@ -212,7 +229,7 @@ def l1_parts(device: Device) -> list[tuple[str, int]]:
 
 
 _ACCOUNT: tuple[tuple[str, str, str, str, str], ...] = (
-    (" ", "reserved", "reserved_bytes", "reserved", "below the CBs; holds kernels"),
+    (" ", "reserved", "reserved_bytes", "reserved", "firmware, kernels"),
     ("+", "CB", "cb_bytes", "cb", "of all cached programs"),
     ("+", "buffers", "buffer_bytes", "buffers", "on cores"),
     ("+", "L1 small", "l1_small_bytes", "l1_small", "region set aside"),
@@ -220,18 +237,24 @@ _ACCOUNT: tuple[tuple[str, str, str, str, str], ...] = (
 )
 
 
-def _account_lines(device: Device, screen: Screen) -> list[Line]:
-    """Return Total L1 of capacity, with the sum that makes it, to the byte."""
+def _total_lines(device: Device, screen: Screen) -> list[Line]:
+    """Return Total L1 of capacity."""
     used, total = used_l1(device), get(device, "l1_accounting.total_bytes")
     free = get(device, "l1_accounting.free_bytes")
     if used is None or total is None or free is None:
         return _figure("Total L1", None, None, ["the device's geometry is unknown"], screen)
     meter = stacked(l1_parts(device), _bar_width(screen), screen)
-    lines: list[Line] = list(
-        _figure(
-            "Total L1", used, total, [f"of {format_bytes(total)}", f"free {format_bytes(free)}"], screen, meter=meter
-        )
-    )
+    remarks = [f"of {format_bytes(total)}", f"free {format_bytes(free)}"]
+    return _figure("Total L1", used, total, remarks, screen, meter=meter)
+
+
+def _account_lines(device: Device, screen: Screen) -> list[Line]:
+    """Return the sum that makes Total L1, to the byte; nothing where the geometry is unknown."""
+    used, total = used_l1(device), get(device, "l1_accounting.total_bytes")
+    free = get(device, "l1_accounting.free_bytes")
+    if used is None or total is None or free is None:
+        return []
+    lines: list[Line] = []
     account = device["l1_accounting"]
     rows = [(sign, name, account[key], part, text) for sign, name, key, part, text in _ACCOUNT]
     rows += [("=", "used", used, "", "Total L1"), ("+", "free", free, "free", ""), ("=", "capacity", total, "", "")]
@@ -262,11 +285,19 @@ def _note_lines(found: Sequence[Note], screen: Screen) -> list[Line]:
     return lines
 
 
-def device_lines(device: Device, screen: Screen, *, now_ns: int | None = None) -> list[Line]:
-    """Return the block of one device: header, figures, the account of L1, notes."""
+def figure_lines(device: Device, screen: Screen, *, now_ns: int | None = None) -> list[Line]:
+    """Return the header and the labelled figures of one device."""
     return [
         *_header(device, screen, now_ns),
         *_memory_lines(device, screen),
+        *_total_lines(device, screen),
+    ]
+
+
+def device_lines(device: Device, screen: Screen, *, now_ns: int | None = None) -> list[Line]:
+    """Return the block of one device: header, figures, the account of L1, notes."""
+    return [
+        *figure_lines(device, screen, now_ns=now_ns),
         *_account_lines(device, screen),
         *_note_lines(notes(device), screen),
     ]
@@ -285,7 +316,7 @@ _COLUMNS: tuple[tuple[str, int, int, Callable[[Device], int | None]], ...] = (
     ("Kernels", 11, 7, lambda d: get(d, "memory.kernel.used_bytes")),
     ("L1 Small", 11, 5, lambda d: get(d, "memory.l1_small.used_bytes")),
     ("Trace", 11, 6, lambda d: get(d, "memory.trace.used_bytes")),
-    ("Headroom", 11, 8, _min_headroom),
+    ("Headroom", 12, 8, _min_headroom),
 )
 """Title, columns, rank (the lowest stay on a narrow screen), and the figure."""
 _TOTAL = 9
@@ -379,6 +410,7 @@ def compact_lines(devices: Sequence[Device], screen: Screen) -> list[Line]:
 
 
 def _shared_notes(devices: Sequence[Device], screen: Screen, above: int) -> list[Line]:
+    """Return the notes of all devices, one for all that share it, as many as fit below ``above`` lines."""
     shared: dict[tuple[str, str], list[int]] = {}
     for device in devices:
         for note in notes(device):

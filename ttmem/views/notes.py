@@ -95,8 +95,8 @@ def _figure_notes(device: Device) -> list[Note]:
         found.append(
             Note(
                 "note",
-                f"CB is what {whose} may use, running or not; the last dispatched left {format_bytes(resident)} "
-                "(resident).",
+                f"CB is what {whose} may use, running or not (logical adds them up); the last dispatched left "
+                f"{format_bytes(resident)} (resident).",
                 "CB counts every cached program, running or not",
             )
         )
@@ -112,7 +112,7 @@ def _figure_notes(device: Device) -> list[Note]:
             )
         )
     logical, room = get(device, "memory.cb.logical_bytes"), get(device, "memory.l1.total_bytes")
-    if logical is not None and room and logical > room:
+    if logical is not None and room and logical > room and physical == resident:
         found.append(
             Note(
                 "note",

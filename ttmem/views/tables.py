@@ -107,13 +107,10 @@ def program_lines(device: Device, screen: Screen, *, limit: int | None = None) -
         return [_title(device, f"no programs listed{left_out}" if omitted else "no cached programs")]
     count = sum(row.get("count") or 1 for row in rows)
 
-    def total(row: Row) -> int | None:
-        per_core, cores = row.get("cb_bytes_per_core"), row.get("num_cores")
-        return None if per_core is None or cores is None else per_core * cores
+    def rank(row: Row) -> tuple[int, int, int]:
+        return -(row.get("cb_bytes_per_core") or 0), -(row.get("num_cores") or 0), row.get("program_id") or 0
 
-    ordered = sorted(
-        rows, key=lambda r: (-(total(r) or 0), -(r.get("cb_bytes_per_core") or 0), r.get("program_id") or 0)
-    )
+    ordered = sorted(rows, key=rank)
     shown = ordered if limit is None else ordered[:limit]
     title = f"{count} cached program{'s' * (count != 1)} in {len(rows)} row{'s' * (len(rows) != 1)}, largest first"
     cells = []

@@ -1,0 +1,221 @@
+"""Feed a ttnn graph capture, or a report file, through a publisher, as if its program ran now."""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import json
+import os
+import signal
+import sys
+import threading
+from collections.abc import Sequence
+from dataclasses import asdict
+from types import FrameType
+from typing import Any
+
+from ttmem._version import __version__
+from ttmem.units import parse_size
+
+EXIT_DONE, EXIT_NOTHING, EXIT_USAGE, _, EXIT_UNREADABLE = range(5)
+_EPILOG = """\
+exit codes: 0 done; 1 no such file; 2 wrong usage; 4 the capture cannot be read, or not to its end (what came before is
+published until the command ends)
+
+examples:
+  ttmem-replay capture.json.gz --grid 8x8 --arch wormhole_b0 --dump
+  ttmem-replay capture.json --hold &            then: ttmem-dump, ttmem-top
+  ttmem-replay capture.json --speed 0.1 --loop  at a tenth of the recorded speed, again and again
+"""
+
+
+class _Stop(BaseException):
+    """SIGTERM or SIGINT came: withdraw and end. No error, so that nothing takes it for one."""
+
+
+def _grid(text: str) -> tuple[int, int]:
+    x, cross, y = text.lower().partition("x")
+    if not cross or not x.isdigit() or not y.isdigit():
+        raise argparse.ArgumentTypeError(f"expected XxY as in 8x8, got {text!r}")
+    return int(x), int(y)
+
+
+def _size(text: str) -> int:
+    try:
+        return parse_size(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def _positive(text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = -1.0
+    if not 0 < number < float("inf"):
+        raise argparse.ArgumentTypeError(f"expected a number above 0, got {text!r}")
+    return number
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of ``ttmem-replay``."""
+    parser = argparse.ArgumentParser(
+        prog="ttmem-replay", description=__doc__, epilog=_EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("capture", metavar="CAPTURE", help="a graph capture or report of ttnn (.json, .json.gz)")
+    add("--device-id", type=int, default=0, metavar="N", help="added to the capture's chip ids (default 0)")
+    add("--arch", help="grayskull, wormhole_b0 or blackhole; tells the size of L1")
+    add("--grid", type=_grid, metavar="XxY", help="the compute grid, as in 8x8")
+    add("--worker-l1-size", type=_size, metavar="SIZE", help="L1 of a core (1464KiB, or bytes)")
+    add("--l1-cb-base", type=_size, metavar="SIZE", help="the first L1 address of circular buffers")
+    add("--l1-small-size", type=_size, metavar="SIZE", help="L1_SMALL of a core")
+    add("--dram-size", type=_size, metavar="SIZE", help="DRAM of a device (12GiB, or bytes)")
+    add("--speed", type=_positive, metavar="X", help="X times the recorded durations (default: as fast as it can)")
+    add("--loop", action="store_true", help="again and again, until SIGINT or SIGTERM")
+    add("--hold", nargs="?", type=_positive, const=0.0, metavar="SEC", help="stay after the end, for ever without SEC")
+    add("--dump", action="store_true", help="print ttmem-dump of the result at the end")
+    add("--json", action="store_true", help="print what was replayed as JSON; with --dump, the dump")
+    add("-q", "--quiet", action="store_true", help="no progress and no notes on stderr")
+    add("-V", "--version", action="version", version=f"ttmem {__version__}")
+    return parser
+
+
+def _say(text: str) -> None:
+    print(f"ttmem-replay: {text}", file=sys.stderr)
+
+
+class _ProgressBar:
+    """A progress bar on a terminal, nothing elsewhere."""
+
+    def __init__(self, wanted: bool) -> None:
+        self._bar: Any = None
+        if wanted and sys.stderr.isatty():
+            from rich.console import Console
+            from rich.progress import Progress
+
+            self._bar = Progress(console=Console(stderr=True), transient=True)
+            self._task = self._bar.add_task("replaying", total=None)
+            self._bar.start()
+
+    def __call__(self, progress: Any) -> None:
+        if self._bar is not None:
+            self._bar.update(
+                self._task,
+                total=progress.size_bytes or None,
+                completed=progress.position_bytes,
+                description=f"{progress.nodes} nodes, {progress.dispatches} dispatches",
+            )
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+
+def _stop(signum: int, frame: FrameType | None) -> None:
+    raise _Stop
+
+
+def _hold(seconds: float) -> None:
+    # An event that nobody sets: unlike input() it needs no terminal, and a signal ends it.
+    threading.Event().wait(seconds or None)
+
+
+def _summary_object(summary: Any) -> dict[str, Any]:
+    return {
+        **asdict(summary.counts),
+        "device_ids": summary.device_ids,
+        "duration_ns": summary.duration_ns,
+        "assumed": summary.assumed,
+        "warnings": summary.warnings,
+        "error": None if summary.error is None else str(summary.error),
+    }
+
+
+def _run(args: argparse.Namespace) -> int:
+    import ttmem
+    from ttmem.model import Geometry
+    from ttmem.replay import Replay
+
+    geometry = Geometry.of(
+        arch=args.arch,
+        grid=args.grid,
+        worker_l1_size=args.worker_l1_size,
+        l1_cb_base=args.l1_cb_base,
+        l1_small_size=args.l1_small_size,
+        dram_size=args.dram_size,
+    )
+    note = (lambda text: None) if args.quiet else _say
+    bar = _ProgressBar(not args.quiet)
+    with Replay(
+        args.capture,
+        functools.partial(ttmem.publish, origin="replay"),
+        device_id=args.device_id,
+        geometry=geometry,
+        speed=args.speed,
+        on_progress=bar,
+        on_notice=note,
+    ) as replay:
+        try:
+            try:
+                summary = replay.run()
+                while args.loop and summary.error is None:
+                    summary = replay.run()
+            finally:
+                bar.close()
+            for warning in summary.warnings:
+                note(warning)
+            if summary.error is not None:
+                _say(f"{summary.error}; what came before it is published")
+            if args.dump:
+                _dump(summary.device_ids, args.json)
+            elif args.json:
+                print(json.dumps(_summary_object(summary), indent=2), flush=True)
+            if args.hold is not None:
+                if not args.quiet:
+                    ids = ", ".join(map(str, summary.device_ids)) or "none"
+                    _say(f"replayed {summary.counts.nodes} nodes; holding device {ids} until SIGINT or SIGTERM")
+                _hold(args.hold)
+        except _Stop:
+            # Asked to end: the devices are withdrawn on the way out.
+            return EXIT_DONE
+    return EXIT_DONE if summary.error is None else EXIT_UNREADABLE
+
+
+def _dump(device_ids: Sequence[int], as_json: bool) -> None:
+    from ttmem.cli import dump
+
+    wanted = ["-d", ",".join(map(str, device_ids))] if device_ids else []
+    dump.main([*wanted, "--source", "ttmem", *(["--json"] if as_json else [])])
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run ``ttmem-replay`` and return its exit code."""
+    from ttmem.errors import CaptureError
+
+    args = build_parser().parse_args(argv)
+    if not os.path.exists(args.capture):
+        _say(f"no such file: {args.capture}")
+        return EXIT_NOTHING
+    before = {number: signal.signal(number, _stop) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        return _run(args)
+    except _Stop:
+        return EXIT_DONE
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_DONE
+    except CaptureError as error:
+        _say(str(error))
+        return EXIT_UNREADABLE
+    except ValueError as error:
+        _say(str(error))
+        return EXIT_USAGE
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
