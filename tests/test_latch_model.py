@@ -1,8 +1,8 @@
 """The latch's memory order is right, also where processors reorder: every execution of a small model of it is tried.
 
 The model: a writer's stores reach memory in any order that its releases and fences leave open (and that of one word), a
-reader's loads happen in any order that its fences leave open, and both interleave freely. A reader may guess which image it
-will be told to take, as a processor may. Two words an image, two updates.
+reader's loads happen in any order that its fences leave open, and both interleave freely. A reader may guess which
+image it will be told to take, as a processor may. Two words an image, two updates.
 """
 
 from __future__ import annotations

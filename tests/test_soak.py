@@ -51,8 +51,8 @@ def test_the_soak_notices_a_sum_that_is_wrong(tmp_path: Path, monkeypatch: pytes
         soak.check(publisher.snapshot())
         device = publisher.snapshot().to_dict()
         device["memory"]["dram"]["used_bytes"] = 3
-        with pytest.raises(soak.Violation, match="dram is the sum"):
+        with pytest.raises(soak.ViolationError, match="dram is the sum"):
             soak.check(Snapshot.of_dict(device))
         publisher.allocate("DRAM", 2)
-        with pytest.raises(soak.Violation, match="a publication is whole"):
+        with pytest.raises(soak.ViolationError, match="a publication is whole"):
             soak.check(publisher.snapshot())

@@ -341,3 +341,25 @@ def test_a_damaged_neighbour_does_not_keep_a_writer_from_starting(directory: Pat
     (directory / "ttmem1..directory").mkdir()
     with ttmem.publish(0, grid=(1, 1)) as publisher:
         assert publisher.published
+
+
+def test_a_device_takes_memory_for_what_it_uses_and_a_reader_reads_no_more(directory: Path) -> None:
+    from ttmem._reading import BlockReading
+
+    with ttmem.publish(0, grid=(8, 8)) as publisher:
+        publisher.allocate("DRAM", 1)
+        publisher.allocate("L1", 1)
+        assert publisher.path is not None
+        # The tables of buffers have two halves: the second one does not cost the first one's memory.
+        assert publisher.path.stat().st_blocks * 512 < 100_000
+        fd = os.open(publisher.path, os.O_RDONLY)
+        try:
+            reading = BlockReading(fd, 4096, os.fstat(fd).st_size)
+            reading.load(fd, 4096)
+        finally:
+            os.close(fd)
+        assert len(reading.buffers()) == 2
+        assert reading.bytes_read < 10_000
+        publisher.path.unlink()
+        publisher.check_file()
+        assert [row["buffer_type"] for row in publisher.snapshot().buffers()] == [1, 0]

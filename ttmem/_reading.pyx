@@ -10,7 +10,7 @@ Traps
 """
 
 from libc.stdint cimport INT64_MIN, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
-from libc.stdlib cimport free, malloc, qsort
+from libc.stdlib cimport calloc, free, malloc, qsort
 from libc.string cimport memcpy, memset
 
 from ttmem._layout cimport (
@@ -381,12 +381,21 @@ cdef class BlockReading:
                     rows = <uint32_t> least(rows, totals[2])
             else:
                 rows = 1
-            self.read_section(fd, image, kind, rows, merge)
+            self.read_section(fd, image, kind, rows, self.lower_rows(kind, rows), merge)
         return 0
 
-    cdef int read_section(self, int fd, uint64_t image, uint32_t kind, uint32_t rows, bint merge) except -1:
+    cdef uint32_t lower_rows(self, uint32_t kind, uint32_t rows) noexcept nogil:
+        """Return how many of the rows lie before a gap that nobody needs to read."""
+        cdef uint32_t half = self.section[kind].count // 2
+        if kind < TTM_BUFFERS or rows <= half:
+            return rows
+        return <uint32_t> least(half, self.line(TTM_TOTALS, TTM_T_TABLES)[2])
+
+    cdef int read_section(self, int fd, uint64_t image, uint32_t kind, uint32_t rows, uint32_t lower, bint merge) except -1:
         cdef ttm_section *section = &self.section[kind]
         cdef uint64_t count = <uint64_t> rows * section.stride
+        cdef uint64_t gap = <uint64_t> lower * section.stride
+        cdef uint64_t rest = gap if lower == rows else <uint64_t> (section.count // 2) * section.stride
         cdef uint64_t *fresh
         cdef uint8_t *valid
         cdef uint32_t i, last = section.words - 1
@@ -395,17 +404,21 @@ cdef class BlockReading:
         if rows == 0 and not merge:
             self.rows[kind] = 0
             return 0
-        fresh = <uint64_t *> malloc(count + 8)
+        # What is not read counts as empty.
+        fresh = <uint64_t *> calloc(count + 8, 1) if gap < rest else <uint64_t *> malloc(count + 8)
         valid = <uint8_t *> malloc(rows + 1)
         if fresh == NULL or valid == NULL:
             free(fresh)
             free(valid)
             raise MemoryError("no memory to read a segment")
-        if not read_exactly(fd, fresh, count, image + section.offset):
+        if not (
+            read_exactly(fd, fresh, gap, image + section.offset)
+            and read_exactly(fd, <char *> fresh + rest, count - rest, image + section.offset + rest)
+        ):
             free(fresh)
             free(valid)
             raise CorruptSegmentError("the segment was cut short while it was read")
-        self.bytes_read += count
+        self.bytes_read += gap + count - rest
         memset(valid, 0, rows + 1)
         if merge:
             for i in range(rows):
