@@ -15,7 +15,6 @@ from benchmarks import build
 from benchmarks.peers import libraries, native
 from benchmarks.workloads import ROUND_PROGRAMS, Workload
 
-
 TOO_SLOW_NS = 6e8
 """An engine that takes longer for one addition and removal is left out."""
 
