@@ -76,8 +76,13 @@ def engines() -> str:
                 where = ", one core" if level.startswith("Python") else ""
                 lines.append(f"| {name}{where} | " + " | ".join(cells) + " |")
         lines.append("")
-    if result["left_out"]:
-        lines += ["Left out: " + "; ".join(f"{name}: {why}" for name, why in result["left_out"].items()) + "."]
+    reasons: dict[str, list[str]] = {}
+    for name, why in result["left_out"].items():
+        reasons.setdefault(why, []).append(name)
+    for why, names in reasons.items():
+        # The JSON names them all.
+        what = ", ".join(names) if len(names) < 4 else f"{len(names)} series, from {names[0]} to {names[-1]}"
+        lines += [f"Left out: {what}: {why}.", ""]
     return "\n".join(lines).rstrip()
 
 
