@@ -443,6 +443,17 @@ def test_the_selected_core_is_marked_without_colour_and_loses_no_digit(size: tup
     run(steps, size=size, first=[made.p150()])
 
 
+def test_without_colour_shades_stand_for_it() -> None:
+    async def steps(screens: Screens) -> None:
+        await screens.press("2")
+        assert "▒464" in screens.body
+        await screens.press("m", "m", "m")
+        line = screens.lines()[screens.app._heat.top + 4]
+        assert "!-151" in line
+
+    run(steps, color=False)
+
+
 def test_s_makes_the_colours_end_at_the_largest_value() -> None:
     async def steps(screens: Screens) -> None:
         await screens.press("2")

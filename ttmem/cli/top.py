@@ -8,7 +8,6 @@ import sys
 from collections.abc import Sequence
 
 from ttmem._version import __version__
-from ttmem.cli.dump import _selected, _UsageError
 from ttmem.errors import TtmemError
 
 _INTERVAL = 0.1
@@ -63,12 +62,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         args = parser.parse_args(argv)
     except SystemExit as stop:
         return int(stop.code or 0) if not isinstance(stop.code, str) else EXIT_USAGE
-    try:
-        keep = _selected(args.device)
-    except _UsageError as error:
-        parser.print_usage(sys.stderr)
-        print(f"ttmem-top: error: {error}", file=sys.stderr)
-        return EXIT_USAGE
+    keep = None
+    if args.device:
+        # The text views come in with it, which a start without it does not need.
+        from ttmem.cli.dump import _selected, _UsageError
+
+        try:
+            keep = _selected(args.device)
+        except _UsageError as error:
+            parser.print_usage(sys.stderr)
+            print(f"ttmem-top: error: {error}", file=sys.stderr)
+            return EXIT_USAGE
     if not all(stream.isatty() for stream in (sys.stdin, sys.stdout, sys.stderr)):
         print(
             "ttmem-top: error: stdin, stdout and stderr must be a terminal; in pipes use ttmem-dump, or ttmem-dump -w",

@@ -221,7 +221,9 @@ class TopApp(App[int]):
             right = [(clean(self.sampler.error), "alarm")]
         elif self.player is not None:
             frame, frames = self.player.position
-            right = [("" if self.player.playing else "STOPPED ", "warn"), (f"frame {frame}/{frames}", "")]
+            wide = screen.width >= at + len(f" STOPPED frame {frames}/{frames}")
+            stopped = "" if self.player.playing else "STOPPED " if wide else "STOP "
+            right = [(stopped, "warn"), (f"{'frame ' if wide else ''}{frame}/{frames}", "")]
         elif self.view is not None:
             count = len(self.view.devices)
             clock = time.strftime("%H:%M:%S", time.localtime(self.view.taken_ns / 1e9))

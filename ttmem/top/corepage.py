@@ -9,7 +9,20 @@ from typing import Any
 from ttmem.top.model import Shown
 from ttmem.top.overview import state_pieces
 from ttmem.units import NOT_AVAILABLE, format_bytes
-from ttmem.views.cores import _RAMP, CoreLayout, _heat, _scale, _short, _step, cores_of, grid_of, layout_of, map_lines
+from ttmem.views.cores import (
+    _ASCII_SHADES,
+    _RAMP,
+    _UNICODE_SHADES,
+    CoreLayout,
+    _heat,
+    _scale,
+    _short,
+    _step,
+    cores_of,
+    grid_of,
+    layout_of,
+    map_lines,
+)
 from ttmem.views.dump import grid_text
 from ttmem.views.text import Line, Piece, Screen, cell_width, clean, pad
 
@@ -131,6 +144,16 @@ def _cell_style(metric: str, value: int | None, scale: int) -> str:
     return _heat(_RAMP[_step(value, scale, len(_RAMP))])
 
 
+def _shade(metric: str, value: int | None, scale: int, screen: Screen) -> str:
+    """Return a character that stands for a colour."""
+    shades = _UNICODE_SHADES if screen.unicode else _ASCII_SHADES
+    if value is None:
+        return " "
+    if metric == "headroom":
+        return "!" if value < 0 else shades[_step(scale - value, scale, len(shades))]
+    return shades[_step(value, scale, len(shades))]
+
+
 def _marked(text: str, width: int) -> str:
     if len(text) + 2 <= width:
         return "[" + pad(text, width - 2, ">") + "]"
@@ -173,6 +196,8 @@ def heat_lines(shown: Shown, options: CoreOptions, screen: Screen) -> tuple[list
                     # Brackets where they fit, so that the mark is seen without colour too.
                     row.append((_marked(text, cell - 1), "1;7"))
                 else:
+                    if not screen.color and len(text) + 2 < cell:
+                        text = _shade(options.metric, value, scale, screen) + text
                     row.append((pad(text + " ", cell - 1, ">") if len(text) < cell - 1 else text[: cell - 1], style))
             row.append((" ", ""))
         lines.append(row)
