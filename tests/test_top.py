@@ -268,6 +268,17 @@ def test_devices_come_and_go_and_the_selection_stays() -> None:
     run(steps, first=[made.n150(0), made.n150(1)])
 
 
+def test_a_replay_and_a_region_of_the_same_chip_are_two_devices() -> None:
+    region = made.tt_metal(0, asic_id=made.p150()["asic_id"])
+
+    async def steps(screens: Screens) -> None:
+        await screens.press("down")
+        assert screens.lines()[2].startswith("▸ Device 0")
+        assert "source tt-metal" in screens.body
+
+    run(steps, first=[made.p150(), region])
+
+
 def test_what_cannot_be_read_is_said() -> None:
     async def steps(screens: Screens) -> None:
         await screens.add([], problems=("x: permission denied",))

@@ -16,7 +16,7 @@ KEPT_BUCKETS = 1800
 SERIES = {"cb": "physical_bytes", "l1": "used_bytes", "dram": "used_bytes"}
 """The charted figures: members of ``memory`` and which of their values."""
 
-Key = tuple[str, Any]
+Key = tuple[Any, ...]
 """What tells devices apart from one sample to the next."""
 
 
@@ -155,9 +155,11 @@ class View:
 
 
 def key_of(device: Mapping[str, Any]) -> Key:
-    """Return what tells a device from others: its chip, else its logical id."""
+    """Return what tells a device from others: its chip, else its logical id, and who tells of it."""
+    # A replay hides no region of TT-Metal: the same chip may stand there twice.
     asic_id = device.get("asic_id")
-    return ("asic", asic_id) if asic_id is not None else ("id", device.get("device_id"))
+    who = ("asic", asic_id) if asic_id is not None else ("id", device.get("device_id"))
+    return (*who, device.get("source"))
 
 
 class Model:
