@@ -132,7 +132,6 @@ def put_together(file: File, *, header_bytes: int = PAGE) -> bytes:
 def figures(data: bytes) -> list[dict[str, Any]]:
     """Return what every block of a file says, as if its writer lived."""
     from ttmem._reading import BlockReading, block_offsets, read_header
-
     from ttmem.snapshot import Part, Snapshot
 
     fd = os.memfd_create("segment")

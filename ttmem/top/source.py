@@ -195,7 +195,7 @@ class RecordingFile:
 
     def frame(self, index: int) -> dict[str, Any]:
         """Return one moment."""
-        return cast("dict[str, Any]", self._recording.dump(index).to_dict())
+        return self._recording.dump(index).to_dict()
 
     def close(self) -> None:
         """Close the file."""
