@@ -20,6 +20,7 @@ import ttmem
 from ttmem.cli.dump import main
 from ttmem.cli.page import PageFile
 from ttmem.units import format_bytes, format_exact
+from ttmem.views.cores import _short
 from ttmem.views.dump import used_l1
 from ttmem.views.explanation import explain_figures, render_explanation
 from ttmem.views.html import CORE_COLUMNS, render_html
@@ -313,6 +314,14 @@ def test_the_heat_map_holds_every_core_of_the_json(show: Any, metric: str) -> No
     browser.click(f'[data-metric="{metric}"]')
     got = browser.run("[...document.querySelectorAll('rect.core')].map(r => [r.dataset.core, Number(r.dataset.value)])")
     assert got == [[f"{core['x']},{core['y']}", core[metric]] for core in device["cores"]]
+
+
+def test_the_heat_map_rounds_as_the_terminal_does(show: Any) -> None:
+    sizes = (512, 1536, 2560, 107008, -512, -1536, -2560, 511)
+    browser = show(page(n150(cores=[{**n150()["cores"][x], "headroom_bytes": size} for x, size in enumerate(sizes)])))
+    browser.click('[data-metric="headroom_bytes"]')
+    numbers = browser.run("[...document.querySelectorAll('rect.core + text')].map(t => t.textContent)")
+    assert numbers == [_short(size, 1024) for size in sizes]
 
 
 def test_hovering_a_core_tells_its_figures(show: Any) -> None:
