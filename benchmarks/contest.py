@@ -1,7 +1,5 @@
 """Engines on one workload: each is checked against the model, then their rounds alternate."""
 
-# ruff: noqa: D102 - Contender says what each method does
-
 from __future__ import annotations
 
 import gc

@@ -70,13 +70,13 @@ cdef extern from "_cover.h" nogil:
 cdef uint64_t bytes_on(const Footprint *footprint, const uint64_t *mask, uint32_t words) noexcept nogil:
     """Resident bytes of a footprint on those of its cores that are in `mask`."""
     cdef const uint64_t *atom
-    cdef uint64_t total = 0, i, atoms
+    cdef uint64_t total = 0, _i, atoms
     if footprint.cores != NULL:
         return <uint64_t>footprint.bytes_per_core * ttm_popcount_and(mask, set_mask(footprint.cores), words)
     atom = profile(footprint) + words
     atoms = atom[0]
     atom += 1
-    for i in range(atoms):
+    for _i in range(atoms):
         total += atom[0] * ttm_popcount_and(mask, atom + 1, words)
         atom += 1 + words
     return total

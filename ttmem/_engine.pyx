@@ -479,10 +479,10 @@ def benchmark_add_remove(IntervalEngine engine, PreparedFootprint prepared, uint
     """Add and remove a program, over and over, in C; return nanoseconds per operation."""
     cdef Intervals core = engine.core
     cdef Footprint *footprint = engine.own(prepared).footprint
-    cdef uint64_t begin, end, i
+    cdef uint64_t begin, end, _i
     with nogil:
         begin = ttm_now_ns()
-        for i in range(rounds):
+        for _i in range(rounds):
             core.add(footprint)
             core.clear_changes()
             core.remove(footprint)
@@ -506,7 +506,7 @@ def benchmark_fresh(IntervalEngine engine, list programs, uint64_t rounds):
     cdef uint64_t *masks = <uint64_t *>malloc((total + 1) * words * sizeof(uint64_t))
     cdef size_t *first = <size_t *>malloc((count + 1) * sizeof(size_t))
     cdef Footprint **kept = <Footprint **>malloc((count + 1) * sizeof(Footprint *))
-    cdef uint64_t begin, adding = 0, removing = 0, r
+    cdef uint64_t begin, adding = 0, removing = 0, _r
     cdef dict known = {}
     for i in range(count):
         first[i] = at
@@ -519,7 +519,7 @@ def benchmark_fresh(IntervalEngine engine, list programs, uint64_t rounds):
             at += 1
     first[count] = at
     with nogil:
-        for r in range(rounds):
+        for _r in range(rounds):
             begin = ttm_now_ns()
             for i in range(count):
                 kept[i] = core.intern(ranges + first[i], first[i + 1] - first[i])
@@ -544,10 +544,10 @@ def benchmark_dispatch(IntervalEngine engine, PreparedFootprint one, PreparedFoo
     cdef Intervals core = engine.core
     cdef Footprint *first = engine.own(one).footprint
     cdef Footprint *second = engine.own(other).footprint
-    cdef uint64_t begin, end, i
+    cdef uint64_t begin, end, _i
     with nogil:
         begin = ttm_now_ns()
-        for i in range(rounds):
+        for _i in range(rounds):
             core.dispatch(first)
             core.dispatch(second)
         end = ttm_now_ns()

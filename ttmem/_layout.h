@@ -27,7 +27,7 @@ enum {
     TTM_LOCK_OFD = 1,              /* lock_mode: an open file description's write lock on byte 0 */
 };
 #define TTM_ENDIAN 0x01020304u
-#define TTM_MAX_FILE ((uint64_t)1 << 30)
+#define TTM_MAX_FILE ((uint64_t)1 << 36) /* 4,096 blocks of 16 MiB; files are sparse */
 
 enum { TTM_STATE_LIVE = 1, TTM_STATE_CLOSED = 2 };
 

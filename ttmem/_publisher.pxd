@@ -50,13 +50,16 @@ cdef class Publisher:
     cdef dict masks                 # CoreRangeSet -> bytes
     cdef object open_trace
     cdef object next_id
-    cdef list free_program_slots
+    cdef int next_program_slot      # rows from here on were never used
+    cdef int next_buffer_slot[2]
+    cdef list free_program_slots    # rows that were used and are free again, lowest first out
     cdef list waiting_rows          # rows without a slot, largest first out
     cdef list free_buffer_slots     # [L1 half, the others]
     cdef uint32_t program_rows_omitted
     cdef uint32_t buffers_omitted
     cdef readonly str origin
 
+    cdef int describe_block(self) except -1
     cdef bint usable(self) except -1
     cdef void sync_class(self, Intervals plane, uint32_t class_kind, uint32_t ranges_kind, uint32_t slot) noexcept nogil
     cdef int settle(self) except -1

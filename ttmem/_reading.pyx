@@ -10,7 +10,7 @@ Traps
 """
 
 from libc.stdint cimport INT64_MIN, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
-from libc.stdlib cimport free, malloc, qsort
+from libc.stdlib cimport calloc, free, malloc, qsort
 from libc.string cimport memcpy, memset
 
 from ttmem._layout cimport (
@@ -45,9 +45,9 @@ from ttmem._layout cimport (
     TTM_PROGRAMS,
     TTM_RANGES_MAX,
     TTM_RESIDENT,
-    TTM_SCHEMA,
     TTM_SECTION_COUNT,
     TTM_SECTIONS,
+    TTM_STATE_CLOSED,
     TTM_STATE_LIVE,
     TTM_STATIC_WORDS,
     TTM_T_CB,
@@ -78,6 +78,7 @@ cdef enum:
     TRIES = 32          # for one cut of a block whose writer goes on writing
     CORES_MAX = 1024
     BLOCKS_MAX = 4096
+    SECTION_MAX = 4 << 20      # bytes; the largest of layout 1.0 has 512 KiB
 
 cdef uint64_t[TTM_KEYS] keys
 
@@ -228,6 +229,7 @@ cdef class BlockReading:
     cdef readonly uint64_t updated_ns
     cdef readonly uint64_t dropped
     cdef readonly uint64_t seq
+    cdef uint64_t generation            # of the block when its header was read
 
     def __init__(self, int fd, uint64_t offset, uint64_t file_bytes):
         self.read_header(fd, offset, file_bytes)
@@ -248,27 +250,34 @@ cdef class BlockReading:
             free(self.valid[kind])
 
     cdef int read_header(self, int fd, uint64_t offset, uint64_t file_bytes) except -1:
-        cdef char[576] head
-        cdef ttm_block_control *control = <ttm_block_control *> (head + TTM_CONTROL)
-        cdef ttm_block_control after
-        cdef int attempt
+        cdef char[512] head
+        cdef ttm_block_control before, after
+        cdef int _attempt
         cdef ttm_section *section
         cdef uint32_t i, kind, cores
-        cdef uint64_t room
-        for attempt in range(TRIES):
-            if offset > file_bytes or file_bytes - offset < TTM_PAGE or not read_exactly(fd, head, 576, offset):
+        cdef uint64_t room, claimed = 0
+        for _attempt in range(TRIES):
+            if offset > file_bytes or file_bytes - offset < TTM_PAGE:
                 raise CorruptSegmentError(f"the block at {offset} lies beyond the segment's end, {file_bytes}")
+            if not read_exactly(fd, &before, sizeof(before), offset + TTM_CONTROL):
+                raise CorruptSegmentError("the segment was cut short while it was read")
+            ttm_fence_acquire()
+            if not read_exactly(fd, head, sizeof(head), offset):
+                raise CorruptSegmentError("the segment was cut short while it was read")
             ttm_fence_acquire()
             if not read_exactly(fd, &after, sizeof(after), offset + TTM_CONTROL):
                 raise CorruptSegmentError("the segment was cut short while it was read")
-            if control.generation == after.generation and control.generation % 2 == 0:
+            if before.generation == after.generation and before.generation % 2 == 0:
                 break
         else:
             # The block is being written for another device, or its writer died while it did that.
             self.live = False
             return 0
         memcpy(&self.header, head, sizeof(ttm_block_header))
+        self.generation = after.generation
         self.live = after.state == TTM_STATE_LIVE
+        if not self.live and after.state != TTM_STATE_CLOSED:
+            raise CorruptSegmentError(f"the block at {offset} has the state {after.state}, which is none")
         if not self.live:
             return 0
         if self.header.check != ttm_check(<uint64_t *> head, TTM_STATIC_WORDS - 1):
@@ -303,9 +312,14 @@ cdef class BlockReading:
                 or <uint64_t> section.stride * section.count > room - section.offset
             ):
                 raise CorruptSegmentError(f"section {section.kind} of the block at {offset} lies outside its image")
+            # Sections that share bytes would make a small file a lot of work.
+            claimed += <uint64_t> section.stride * section.count
+            if <uint64_t> section.stride * section.count > SECTION_MAX or claimed > room:
+                raise CorruptSegmentError(f"section {section.kind} of the block at {offset} is too large")
             self.section[section.kind] = section[0]
         for kind in range(TTM_SECTION_COUNT):
-            if self.section[kind].words < minimum_words(kind, cores) or self.section[kind].count < (8 if kind == TTM_TOTALS else 1):
+            i = 8 if kind == TTM_TOTALS else 1
+            if self.section[kind].words < minimum_words(kind, cores) or self.section[kind].count < i:
                 raise CorruptSegmentError(f"section {kind} of the block at {offset} is missing or too small")
         return 0
 
@@ -324,7 +338,7 @@ cdef class BlockReading:
             ttm_fence_acquire()
             if not read_exactly(fd, &after, sizeof(after), offset + TTM_CONTROL):
                 raise CorruptSegmentError("the segment was cut short while it was read")
-            if after.generation != before.generation or after.state != TTM_STATE_LIVE:
+            if after.generation != self.generation or after.state != TTM_STATE_LIVE:
                 self.live = False
                 return 0
             if after.seq == before.seq:
@@ -335,11 +349,12 @@ cdef class BlockReading:
         self.dropped = after.dropped
         self.judge()
         if not whole or self.damaged:
-            # Whatever is not right here may be right in the other image.
+            # Whatever is not right here may be right in the other image, which may be of another moment.
+            whole = False
             self.read_one(fd, offset + self.header.image_offset + self.header.image_bytes, True)
             self.read_one(fd, offset + self.header.image_offset, True)
             self.judge()
-        self.consistent = whole and not self.damaged
+        self.consistent = whole
         if not self.valid[TTM_TOTALS][TTM_T_CB] or not self.valid[TTM_TOTALS][TTM_T_TABLES]:
             raise CorruptSegmentError(f"the totals of device {self.header.device_id} match no checksum")
         return 0
@@ -366,12 +381,21 @@ cdef class BlockReading:
                     rows = <uint32_t> least(rows, totals[2])
             else:
                 rows = 1
-            self.read_section(fd, image, kind, rows, merge)
+            self.read_section(fd, image, kind, rows, self.lower_rows(kind, rows), merge)
         return 0
 
-    cdef int read_section(self, int fd, uint64_t image, uint32_t kind, uint32_t rows, bint merge) except -1:
+    cdef uint32_t lower_rows(self, uint32_t kind, uint32_t rows) noexcept nogil:
+        """Return how many of the rows lie before a gap that nobody needs to read."""
+        cdef uint32_t half = self.section[kind].count // 2
+        if kind < TTM_BUFFERS or rows <= half:
+            return rows
+        return <uint32_t> least(half, self.line(TTM_TOTALS, TTM_T_TABLES)[2])
+
+    cdef int read_section(self, int fd, uint64_t image, uint32_t kind, uint32_t rows, uint32_t lower, bint merge) except -1:
         cdef ttm_section *section = &self.section[kind]
         cdef uint64_t count = <uint64_t> rows * section.stride
+        cdef uint64_t gap = <uint64_t> lower * section.stride
+        cdef uint64_t rest = gap if lower == rows else <uint64_t> (section.count // 2) * section.stride
         cdef uint64_t *fresh
         cdef uint8_t *valid
         cdef uint32_t i, last = section.words - 1
@@ -380,17 +404,21 @@ cdef class BlockReading:
         if rows == 0 and not merge:
             self.rows[kind] = 0
             return 0
-        fresh = <uint64_t *> malloc(count + 8)
+        # What is not read counts as empty.
+        fresh = <uint64_t *> calloc(count + 8, 1) if gap < rest else <uint64_t *> malloc(count + 8)
         valid = <uint8_t *> malloc(rows + 1)
         if fresh == NULL or valid == NULL:
             free(fresh)
             free(valid)
             raise MemoryError("no memory to read a segment")
-        if not read_exactly(fd, fresh, count, image + section.offset):
+        if not (
+            read_exactly(fd, fresh, gap, image + section.offset)
+            and read_exactly(fd, <char *> fresh + rest, count - rest, image + section.offset + rest)
+        ):
             free(fresh)
             free(valid)
             raise CorruptSegmentError("the segment was cut short while it was read")
-        self.bytes_read += count
+        self.bytes_read += gap + count - rest
         memset(valid, 0, rows + 1)
         if merge:
             for i in range(rows):
@@ -410,18 +438,18 @@ cdef class BlockReading:
         return 0
 
     cdef bint right(self, uint32_t kind, uint32_t index, const uint64_t *record) noexcept nogil:
-        """Tell whether a record matches its tag; an all-zero record was never written and is right."""
+        """Tell whether a record matches its tag, or was never written because shared memory was full."""
         cdef uint32_t last = self.section[kind].words - 1
         cdef uint32_t used = last
         cdef uint32_t i
         cdef uint64_t tag = record[last]
         if kind == TTM_CB_RANGES or kind == TTM_L1_RANGES:
-            used = <uint32_t> least(record[0] & 0xFFFFFFFFu, least(last - 1, TTM_RANGES_MAX)) + 1
+            used = <uint32_t> least(record[0] & 0xFFFFFFFFu, last - 1) + 1
         if ttm_tag(keys, record, used, <uint64_t> kind << 32 | index, <uint32_t> (tag >> 32)) == tag:
             return True
-        if tag != 0 or kind < TTM_PROGRAMS:
+        if tag != 0 or kind < TTM_CB_RANGES or self.dropped == 0:
             return False
-        for i in range(used):
+        for i in range(last):
             if record[i]:
                 return False
         return True
@@ -667,13 +695,9 @@ def core_table(list readings, uint32_t width, uint32_t height, int64_t base, int
     cdef CoreRow *previous = NULL
     cdef int *slots
     cdef bint same
-    cdef int slot, got, plane
+    cdef int slot
     cdef uint64_t *merged[2]
-    cdef int64_t merged_count[2]
-    cdef const uint64_t *ranges = NULL
     cdef int64_t resident
-    cdef uint64_t *record
-    cdef int64_t[4] figures
     if len(out) < <Py_ssize_t> (width * height * sizeof(CoreRow)):
         raise ValueError("the table of cores is too small")
     slots = <int *> malloc(4 * (count + 1) * sizeof(int))

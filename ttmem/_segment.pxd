@@ -16,20 +16,24 @@ cdef class DeviceBlock:
     cdef uint32_t first[12]             # number of a section's first record, over all sections
     cdef uint32_t ready[12]             # records of a section that have memory behind them
     cdef uint32_t high[12]              # records of a section that were ever marked are below
+    cdef uint32_t upper_ready[2]        # the same of the upper half of the two tables of buffers
+    cdef uint32_t upper_high[2]
     cdef uint64_t *dirty                # kind << 32 | index of the records that the next commit publishes
     cdef uint32_t dirty_count
     cdef uint8_t *is_dirty              # by record number
     cdef uint32_t record_count
     cdef uint32_t version               # of the last commit
     cdef readonly uint64_t dropped      # records that found no memory
+    cdef uint64_t updated_ns            # of the last change of a figure; survives a move to another file
 
     cdef uint64_t *record(self, uint32_t kind, uint32_t index) noexcept nogil
     cdef bint mark(self, uint32_t kind, uint32_t index) noexcept nogil
-    cdef bint _populate(self, uint32_t kind, uint32_t index) noexcept nogil
+    cdef bint _populate(self, uint32_t kind, uint32_t index, uint32_t *ready) noexcept nogil
     cdef bint _touch(self, uint64_t offset, uint64_t count) noexcept nogil
     cdef void commit(self, uint64_t now_ns) noexcept nogil
     cdef uint32_t words_in_use(self, uint32_t kind, const uint64_t *record) noexcept nogil
     cdef void _publish_everything(self) noexcept nogil
     cdef void _attach(self, char *block) noexcept
     cdef void _unmap(self) noexcept
+    cdef void _all_ready(self) noexcept
     cdef void _lay_out(self, uint32_t cores) noexcept

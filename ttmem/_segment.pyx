@@ -18,7 +18,6 @@ from libc.string cimport memcpy, memset, strncpy
 from ttmem._layout cimport (
     TTM_BLOCK_DEVICE,
     TTM_BLOCK_HEADER_BYTES,
-    TTM_BUFFER_NAMES,
     TTM_BUFFER_ROWS,
     TTM_BUFFERS,
     TTM_CB_CLASS,
@@ -85,6 +84,7 @@ cdef extern from "<sys/mman.h>" nogil:
         MAP_PRIVATE
         MAP_ANONYMOUS
         MADV_DONTFORK
+        MADV_REMOVE
     void *MAP_FAILED
 
 cdef extern from *:
@@ -215,6 +215,14 @@ cdef class DeviceBlock:
         self.image[1] = self.image[0] + self.image_bytes
         for kind in range(TTM_SECTION_COUNT):
             self.ready[kind] = self.section[kind].count if kind < TTM_CB_RANGES else 0
+        # The two halves of the tables of buffers fill up each from its own start.
+        self.upper_ready[0] = self.upper_ready[1] = TTM_BUFFER_ROWS // 2
+
+    cdef void _all_ready(self) noexcept:
+        cdef uint32_t kind
+        for kind in range(TTM_SECTION_COUNT):
+            self.ready[kind] = self.section[kind].count
+        self.upper_ready[0] = self.upper_ready[1] = TTM_BUFFER_ROWS
 
     cdef void _unmap(self) noexcept:
         if self.block != NULL and (not self.shared or getpid() == self.owner_pid):
@@ -233,8 +241,7 @@ cdef class DeviceBlock:
             raise MemoryError("no memory for a device's figures")
         self._unmap()
         self._attach(<char *> memory)
-        for kind in range(TTM_SECTION_COUNT):
-            self.ready[kind] = self.section[kind].count
+        self._all_ready()
         self.shared = False
 
     def map(self, int fd, uint64_t offset):
@@ -247,7 +254,7 @@ cdef class DeviceBlock:
             OSError: the file cannot be mapped, or /dev/shm is full; the block stays where it was.
         """
         cdef void *memory = mmap(NULL, self.block_bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd, <long> offset)
-        cdef uint32_t kind, index
+        cdef uint32_t kind
         cdef char *before = self.block
         if memory == MAP_FAILED:
             raise OSError(errno, "cannot map a segment")
@@ -258,10 +265,11 @@ cdef class DeviceBlock:
             and self._touch(TTM_BLOCK_HEADER_BYTES + self.image_bytes, self.section[TTM_CB_RANGES].offset)
         ):
             code = errno
+            # What was obtained before it was full is given back.
+            madvise(memory, self.block_bytes, MADV_REMOVE)
             munmap(memory, self.block_bytes)
             self._attach(before)
-            for kind in range(TTM_SECTION_COUNT):
-                self.ready[kind] = self.section[kind].count
+            self._all_ready()
             raise OSError(code, "no memory for a segment: /dev/shm is full")
         if before != NULL and (not self.shared or getpid() == self.owner_pid):
             munmap(before, self.block_bytes)
@@ -327,7 +335,7 @@ cdef class DeviceBlock:
         ttm_fence_release()
         copy_words(target, <uint64_t *> &header, TTM_STATIC_WORDS)
         ttm_store(&self.control.seq, 0)
-        ttm_store(&self.control.updated_ns, 0)
+        ttm_store(&self.control.updated_ns, self.updated_ns)
         ttm_store(&self.control.dropped, self.dropped)
         ttm_store(&self.control.state, TTM_STATE_LIVE)
         self._publish_everything()
@@ -343,6 +351,9 @@ cdef class DeviceBlock:
         for kind in range(TTM_SECTION_COUNT):
             for index in range(self.high[kind] if kind >= TTM_CB_CLASS else self.section[kind].count):
                 self.mark(kind, index)
+            if kind >= TTM_BUFFERS:
+                for index in range(TTM_BUFFER_ROWS // 2, self.upper_high[kind - TTM_BUFFERS]):
+                    self.mark(kind, index)
         self.commit(0)
 
     cdef inline uint64_t *record(self, uint32_t kind, uint32_t index) noexcept nogil:
@@ -353,10 +364,15 @@ cdef class DeviceBlock:
     cdef inline bint mark(self, uint32_t kind, uint32_t index) noexcept nogil:
         """Have the next commit publish a record; False if there is no memory for it."""
         cdef uint32_t number = self.first[kind] + index
-        if index >= self.ready[kind] and not self._populate(kind, index):
+        cdef uint32_t *ready = &self.ready[kind]
+        cdef uint32_t *high = &self.high[kind]
+        if kind >= TTM_BUFFERS and index >= TTM_BUFFER_ROWS // 2:
+            ready = &self.upper_ready[kind - TTM_BUFFERS]
+            high = &self.upper_high[kind - TTM_BUFFERS]
+        if index >= ready[0] and not self._populate(kind, index, ready):
             return False
-        if index >= self.high[kind]:
-            self.high[kind] = index + 1
+        if index >= high[0]:
+            high[0] = index + 1
         if not self.is_dirty[number]:
             self.is_dirty[number] = 1
             self.dirty[self.dirty_count] = <uint64_t> kind << 32 | index
@@ -367,17 +383,17 @@ cdef class DeviceBlock:
         cdef uint64_t begin = offset // TTM_PAGE * TTM_PAGE
         return madvise(self.block + begin, round_up(offset + count - begin, TTM_PAGE), MADV_POPULATE_WRITE) == 0
 
-    cdef bint _populate(self, uint32_t kind, uint32_t index) noexcept nogil:
+    cdef bint _populate(self, uint32_t kind, uint32_t index, uint32_t *ready) noexcept nogil:
         # Asked a page at a time, so that it happens seldom and a nearly full /dev/shm is used to the end.
         cdef ttm_section *section = &self.section[kind]
-        cdef uint64_t begin = section.offset + <uint64_t> self.ready[kind] * section.stride
+        cdef uint64_t begin = section.offset + <uint64_t> ready[0] * section.stride
         cdef uint64_t end = round_up(section.offset + <uint64_t> (index + 1) * section.stride, TTM_PAGE)
         cdef uint64_t base = TTM_BLOCK_HEADER_BYTES
         if not self._touch(base + begin, end - begin) or not self._touch(base + self.image_bytes + begin, end - begin):
             self.dropped += 1
             ttm_store(&self.control.dropped, self.dropped)
             return False
-        self.ready[kind] = min(section.count, <uint32_t> ((end - section.offset) // section.stride))
+        ready[0] = min(section.count, <uint32_t> ((end - section.offset) // section.stride))
         return True
 
     cdef inline uint32_t words_in_use(self, uint32_t kind, const uint64_t *record) noexcept nogil:
@@ -395,6 +411,8 @@ cdef class DeviceBlock:
         if self.dirty_count == 0:
             return
         self.version += 1
+        if now_ns:
+            self.updated_ns = now_ns
         for i in range(self.dirty_count):
             kind = <uint32_t> (self.dirty[i] >> 32)
             index = <uint32_t> self.dirty[i]
@@ -425,7 +443,7 @@ cdef class DeviceBlock:
                 copy_words(target, record, used)
                 ttm_store(target + last, record[last])
             if side == 0:
-                ttm_store(&self.control.updated_ns, now_ns)
+                ttm_store(&self.control.updated_ns, self.updated_ns)
         self.dirty_count = 0
 
 

@@ -16,10 +16,12 @@ from pathlib import Path
 from ttmem import region as tt_metal
 from ttmem import segment
 from ttmem._reading import BlockReading, block_offsets, read_header
-from ttmem.errors import ClosedError, DeviceNotFoundError, TtmemError
+from ttmem.errors import ClosedError, CorruptSegmentError, DeviceNotFoundError, TtmemError
 from ttmem.pids import ProcessTable
 from ttmem.snapshot import Figures, Part, Snapshot, figures
 
+MAX_READ_BYTES = 1 << 28
+"""No writer's figures take more; a file that claims so is forged, and is not read further."""
 SETTLED_NS = 50_000_000
 """A directory that changed this recently may change again within its time stamp's tick: it is listed again."""
 
@@ -44,6 +46,7 @@ class _OpenFile:
             if not stat.S_ISREG(status.st_mode):
                 raise OSError(errno.EINVAL, "not a regular file", str(path))
             self.user = _user(status.st_uid)
+            self.inode = (status.st_dev, status.st_ino)
             self.facts = read_header(self.fd, status.st_size)
         except BaseException:
             os.close(self.fd)
@@ -53,7 +56,12 @@ class _OpenFile:
         os.close(self.fd)
 
     def linked(self) -> bool:
-        return os.fstat(self.fd).st_nlink > 0
+        """Tell whether the name still means this file."""
+        try:
+            status = os.lstat(self.path)
+        except OSError:
+            return False
+        return (status.st_dev, status.st_ino) == self.inode
 
     def state(self) -> str:
         """Return live, stale, unknown, or closed."""
@@ -72,6 +80,7 @@ class _OpenFile:
         size = os.fstat(self.fd).st_size
         state = None
         found = []
+        bytes_read = 0
         for offset in block_offsets(self.fd, size, self.facts.header_bytes):
             reading = BlockReading(self.fd, offset, size)
             if not reading.live or (wanted is not None and not wanted.fits(reading)):
@@ -82,6 +91,9 @@ class _OpenFile:
             if state == "closed":
                 break
             reading.load(self.fd, offset)
+            bytes_read += reading.bytes_read
+            if bytes_read > MAX_READ_BYTES:
+                raise CorruptSegmentError(f"the segment's figures take more than {MAX_READ_BYTES} bytes")
             if reading.live:
                 found.append(Part(reading, self.facts.pid, self.facts.process_name, self.user, state))
         return found

@@ -16,6 +16,7 @@ import re
 import struct
 import threading
 import time
+from functools import lru_cache
 from pathlib import Path
 
 from ttmem._segment import DeviceBlock, FileHeader
@@ -96,6 +97,7 @@ def start_ticks(pid: int | str) -> int:
     return int(fields[19]) if len(fields) > 19 else 0
 
 
+@lru_cache(maxsize=1)
 def boot_id() -> bytes:
     """Return the 16 bytes that name this boot of the machine; zeros if unknown."""
     return bytes.fromhex(_read("/proc/sys/kernel/random/boot_id").decode().strip().replace("-", "")).ljust(16, b"\0")
@@ -112,10 +114,13 @@ def pid_namespace() -> int:
 _FLOCK = struct.Struct("hhqqi4x")
 
 
-def lock(fd: int) -> bool:
-    """Take the write lock on byte 0 that says "the writer lives", for as long as the open file description lives."""
+WRITER_BYTE, COLLECTOR_BYTE = 0, 1
+
+
+def lock(fd: int, byte: int = WRITER_BYTE) -> bool:
+    """Take a byte's write lock for as long as the open file description lives; on byte 0 it says "the writer lives"."""
     try:
-        fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, 0, 1, 0))
+        fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, byte, 1, 0))
     except OSError:
         return False
     return True
@@ -123,7 +128,9 @@ def lock(fd: int) -> bool:
 
 def is_locked(fd: int) -> bool:
     """Tell whether some writer holds a file; needs only read permission and takes nothing."""
-    answer = fcntl.fcntl(fd, fcntl.F_OFD_GETLK, _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, 0, 1, 0))
+    # Asked as a reader's lock, which only a writer's contradicts: whoever may read a file can put such a lock on it,
+    # and must not make a dead writer look alive by that.
+    answer = fcntl.fcntl(fd, fcntl.F_OFD_GETLK, _FLOCK.pack(fcntl.F_RDLCK, os.SEEK_SET, WRITER_BYTE, 1, 0))
     return bool(_FLOCK.unpack(answer)[0] != fcntl.F_UNLCK)
 
 
@@ -178,7 +185,8 @@ class WriterFile:
         return offset
 
     def _create(self, block: DeviceBlock, device_id: int, geometry: Geometry, origin: int) -> None:
-        name = f"{file_prefix(self.space)}{os.getuid()}.{self.pid}.{start_ticks('self')}.{os.urandom(8).hex()}"
+        started = start_ticks("self")
+        name = f"{file_prefix(self.space)}{os.getuid()}.{self.pid}.{started}.{os.urandom(8).hex()}"
         path = self.directory / name
         # Not inherited across exec; a child forked before the close below holds the lock until it execs or ends.
         fd, hidden = self._open_nameless(path)
@@ -190,7 +198,7 @@ class WriterFile:
                 boot_id=boot_id(),
                 pid=self.pid,
                 uid=os.getuid(),
-                start_ticks=start_ticks("self"),
+                start_ticks=started,
                 pidns_inode=pid_namespace(),
                 created_ns=time.time_ns(),
                 lock_mode=LOCK_OFD if lock(fd) else LOCK_NONE,
@@ -279,21 +287,32 @@ class WriterFile:
 
 
 _registry: dict[tuple[Path, str], WriterFile] = {}
-_registry_lock = threading.Lock()
-_exit_hook_pid = 0
+_registry_lock = threading.RLock()
+_hooked = False
 
 
 def writer_file(directory: Path, space: str) -> WriterFile:
     """Return this process's file for a directory and namespace; made anew in a forked child and when it was deleted."""
-    global _exit_hook_pid
+    global _hooked
     key = (directory, space)
     file = _registry.get(key)
     if file is None or file.pid != os.getpid():
         file = _registry[key] = WriterFile(directory, space)
-    if _exit_hook_pid == 0:
+    if not _hooked:
+        _hooked = True
         atexit.register(_close_all)
-        _exit_hook_pid = os.getpid()
+        # A child that is forked while another thread makes a file would inherit its descriptor, and with it the lock
+        # that says that this process lives.
+        os.register_at_fork(before=_hold, after_in_parent=_let_go, after_in_child=_let_go)
     return file
+
+
+def _hold() -> None:
+    _registry_lock.acquire()
+
+
+def _let_go() -> None:
+    _registry_lock.release()
 
 
 def forget(file: WriterFile) -> None:
@@ -314,7 +333,7 @@ def _close_all() -> None:
 def after_fork_in_child() -> None:
     """Give a forked child a registry of its own; its parent's mappings are not in it."""
     global _registry_lock
-    _registry_lock = threading.Lock()
+    _registry_lock = threading.RLock()
     _registry.clear()
 
 
@@ -355,22 +374,25 @@ def _collect_one(fd: int, path: Path, grace_ns: int, dry_run: bool) -> str:
     if not stat.S_ISREG(status.st_mode) or status.st_uid != os.getuid() or status.st_size < HEADER_BYTES:
         return ""
     head = os.pread(fd, 640, 0)
+    if len(head) < 640:
+        return ""
     (lock_mode,) = struct.unpack_from("<I", head, 104)
     # A file of a writer that could take no lock cannot be judged here; its own user may remove it by hand.
     if head[:6] != b"\x89TTMEM" or lock_mode != LOCK_OFD or is_locked(fd):
         return ""
     (buried_ns,) = struct.unpack_from("<Q", head, 512 + 16)
     now = time.time_ns()
-    if not buried_ns and grace_ns > 0:
+    # A time to come is no time of burial: the clock was set back, or the file is damaged.
+    if (not buried_ns or buried_ns > now) and grace_ns > 0:
         if not dry_run:
             os.pwrite(fd, struct.pack("<Q", now), 512 + 16)
         return "kept"
-    if buried_ns and now - buried_ns < grace_ns:
+    if 0 <= now - buried_ns < grace_ns:
         return "kept"
     if dry_run:
         return "would remove"
-    # The lock keeps a second collector away; a writer never takes the lock of a name that exists.
-    if not lock(fd):
+    # The lock keeps a second collector away. Not the writer's byte: the dead would look alive to readers meanwhile.
+    if not lock(fd, COLLECTOR_BYTE):
         return ""
     current = os.lstat(path)
     if (current.st_dev, current.st_ino) != (status.st_dev, status.st_ino):

@@ -238,13 +238,16 @@ class Snapshot:
         if grid is None:
             sizes = [reading.record_grid for reading in readings] or [(0, 0)]
             grid = (max(x for x, _ in sizes), max(y for _, y in sizes))
-        # Cores that only a contradicting writer has still count.
+        # Cores that only a contradicting writer has still count; those that none has do not exist.
         width = max([grid[0], *(r.grid[0] for r in readings if r.grid)])
         height = max([grid[1], *(r.grid[1] for r in readings if r.grid)])
         table = np.empty(width * height, CORE_DTYPE)
         base, size, small = (geometry[name] for name in ("l1_cb_base", "worker_l1_size", "l1_small_size"))
         top = -1 if size is None or small is None else size - small
-        core_table(readings, width, height, -1 if base is None else base, top, memoryview(table).cast("B"))
+        core_table(readings, width, height, -1 if base is None else base, top, table.view(np.uint8))
+        if any(r.grid != (width, height) for r in readings if r.grid):
+            sizes = [grid, *(r.grid for r in readings if r.grid)]
+            table = table[np.logical_or.reduce([(table["x"] < x) & (table["y"] < y) for x, y in sizes])]
         if geometry["grid"] is None:
             # The grid is not known: list the cores on which anything ever was.
             touched = (table["cb_logical_bytes"] != 0) | (table["cb_resident_bytes"] != 0)
