@@ -72,7 +72,8 @@ def test_screens_are_as_committed(name: str) -> None:
 
 
 def test_no_golden_screen_is_left_over() -> None:
-    assert {path.stem for path in GOLDEN.glob("*.txt")} == set(SCREENS)
+    # The screens of ttmem-top lie here, too; its own test looks after them.
+    assert {path.stem for path in GOLDEN.glob("*.txt") if not path.stem.startswith("top_")} == set(SCREENS)
 
 
 def figure(device: Any, path: str) -> int | None:

@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from ttmem._reading import BlockReading, block_offsets, read_header
-from ttmem._segment import record_tag, static_check
 
 import ttmem
+from ttmem._reading import BlockReading, block_offsets, read_header
+from ttmem._segment import record_tag, static_check
 from ttmem.errors import TtmemError
 from ttmem.reader import Host
 from ttmem.snapshot import Part, Snapshot

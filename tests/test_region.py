@@ -4,7 +4,6 @@ import contextlib
 import json
 import mmap
 import os
-import stat
 import struct
 import subprocess
 import sys
@@ -360,11 +359,6 @@ def test_a_clock_that_is_no_date_is_unknown_in_version_1(tmp_path):
 
 def as_nobody(path: Path, code: str) -> list[str]:
     """What ``code`` prints as another user, with ``path`` as ``sys.argv[1]`` and this pid as ``sys.argv[2]``."""
-    # pytest's own directories only, however deep it made them.
-    temporary = Path(tempfile.gettempdir())
-    for parent in (p for p in path.parents if temporary in p.parents):
-        if not parent.stat().st_mode & stat.S_IXOTH:
-            parent.chmod(parent.stat().st_mode | stat.S_IXOTH)
     # Imports come first: the other user need not be able to read the interpreter.
     start = "import os, sys; from ttmem.region import read_region\n"
     become = "os.setgroups([]); os.setgid(65534); os.setuid(65534)\n"
@@ -372,9 +366,17 @@ def as_nobody(path: Path, code: str) -> list[str]:
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
 
 
+@pytest.fixture
+def open_path():
+    """Make a directory that every user may enter; pytest's own are closed, and other runs of pytest close them again."""
+    with tempfile.TemporaryDirectory(prefix="ttmem-test-") as folder:
+        Path(folder).chmod(0o755)
+        yield Path(folder)
+
+
 @needs_root
-def test_a_process_that_may_not_be_signalled_is_alive(tmp_path):
-    path = place(tmp_path, build(3))
+def test_a_process_that_may_not_be_signalled_is_alive(open_path):
+    path = place(open_path, build(3))
     path.chmod(0o644)
     lines = as_nobody(
         path,
@@ -536,8 +538,8 @@ def test_a_file_that_is_gone_raises_and_a_foreign_name_too(tmp_path):
 
 
 @needs_root
-def test_a_region_of_another_user_says_who_owns_it_and_what_to_do(tmp_path):
-    path = place(tmp_path, build(3))
+def test_a_region_of_another_user_says_who_owns_it_and_what_to_do(open_path):
+    path = place(open_path, build(3))
     state, problem = as_nobody(path, "r = read_region(sys.argv[1]); print(r.state); print(r.problem)")
     assert state == "unreadable"
     assert problem == f"{path} has mode 0600 and is owned by uid 0 (root): run as that user or as root"

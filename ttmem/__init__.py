@@ -1,5 +1,6 @@
 """Exact, live memory statistics of Tenstorrent devices, in shared memory that any process may read."""
 
+from ttmem._publisher import Publisher
 from ttmem._version import __version__
 from ttmem.cores import CoreCoord, CoreRange, CoreRangeSet
 from ttmem.errors import (
@@ -15,7 +16,7 @@ from ttmem.errors import (
     UnknownIdError,
 )
 from ttmem.model import BufferType, CircularBuffer
-from ttmem.publisher import Publisher, publish
+from ttmem.publisher import publish
 from ttmem.reader import Reader, attach, devices
 from ttmem.snapshot import Snapshot
 from ttmem.tracker import L1Tracker

@@ -75,7 +75,7 @@ cdef enum:
 
 
 cdef inline uint64_t *tail(const Footprint *footprint) noexcept nogil:
-    """Simple: ranges, begin | end << 32. Else: parts of two words, the mask, the number of atoms, atoms (bytes, mask)."""
+    """Simple: ranges, begin | end << 32. Else: parts of two words, the mask, the number of atoms, the atoms."""
     return <uint64_t *>(footprint + 1)
 
 

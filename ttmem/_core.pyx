@@ -1,29 +1,30 @@
 """The interval engine: which bytes of each core's L1 are covered by the CBs of the programs of one device.
 
-Programs are added and removed as footprints; physical (union), logical (sum) and resident bytes of the device and of each
-core are current after every call, and no call walks over the programs.
+Programs are added and removed as footprints; physical (union), logical (sum) and resident bytes of the device and of
+each core are current after every call, and no call walks over the programs.
 
 How it is built:
-  - A footprint is interned. A *simple* one is one core set with sorted ranges that neither overlap nor touch and whose
-    logical bytes are their sum; anything else is a *composite* of simple ones, each with its logical bytes per core. A
-    *peak* is the profile of a trace and can only be dispatched.
+  - A footprint is interned. A *simple* one is one core set with sorted ranges that neither overlap nor touch and
+    whose logical bytes are their sum; anything else is a *composite* of simple ones, each with its logical bytes per
+    core. A *peak* is the profile of a trace and can only be dispatched.
   - Cores that are in the same live core sets form a class and share one cover tree (`_cover.h`).
   - What the last dispatches left is a list of layers, each with the cores it still holds.
 
 Invariants, true between any two calls:
   1. Equal lists of CBs have one Footprint: parts are in the order of their addresses, ranges ascending.
-  2. `live` of a simple footprint = programs that have it + live composites made of it. Its ranges are once in the cover of
-     every class inside its core set exactly while live > 0, however many programs have it.
-  3. `live` of a core set = simple footprints with bytes, live > 0, on it. While that is above 0, each class lies inside it
-     or outside it. `slots` lists those inside if `epoch` is the engine's.
-  4. The classes partition the cores; the signature of a class is the sum of the tags of the live core sets around it. So
-     classes with equal signatures have equal covers and equal logical bytes, and may be joined. They are joined once as
-     many core sets were dropped as there are classes, and always when none is live.
-  5. A class's physical is what its cover counts; physical of the device = sum over classes of physical x cores; logical
-     likewise, and also the sum over programs of their footprint's logical.
-  6. Layers hold disjoint, non-empty sets of cores; resident = the sum over layers of their bytes on the cores they hold.
-  7. `refs` counts holders: callers, programs, layers, composites (of parts), simple footprints (of core sets). At 0 it is
-     freed.
+  2. `live` of a simple footprint = programs that have it + live composites made of it. Its ranges are once in the
+     cover of every class inside its core set exactly while live > 0, however many programs have it.
+  3. `live` of a core set = simple footprints with bytes, live > 0, on it. While that is above 0, each class lies
+     inside it or outside it. `slots` lists those inside if `epoch` is the engine's.
+  4. The classes partition the cores; the signature of a class is the sum of the tags of the live core sets around it.
+     So classes with equal signatures have equal covers and equal logical bytes, and may be joined. They are joined
+     once as many core sets were dropped as there are classes, and always when none is live.
+  5. A class's physical is what its cover counts; physical of the device = sum over classes of physical x cores;
+     logical likewise, and also the sum over programs of their footprint's logical.
+  6. Layers hold disjoint, non-empty sets of cores; resident = the sum over layers of their bytes on the cores they
+     hold.
+  7. `refs` counts holders: callers, programs, layers, composites (of parts), simple footprints (of core sets). At 0
+     it is freed.
   8. A call that fails leaves every figure as it was.
 """
 
@@ -69,13 +70,13 @@ cdef extern from "_cover.h" nogil:
 cdef uint64_t bytes_on(const Footprint *footprint, const uint64_t *mask, uint32_t words) noexcept nogil:
     """Resident bytes of a footprint on those of its cores that are in `mask`."""
     cdef const uint64_t *atom
-    cdef uint64_t total = 0, i, atoms
+    cdef uint64_t total = 0, _i, atoms
     if footprint.cores != NULL:
         return <uint64_t>footprint.bytes_per_core * ttm_popcount_and(mask, set_mask(footprint.cores), words)
     atom = profile(footprint) + words
     atoms = atom[0]
     atom += 1
-    for i in range(atoms):
+    for _i in range(atoms):
         total += atom[0] * ttm_popcount_and(mask, atom + 1, words)
         atom += 1 + words
     return total
@@ -221,11 +222,9 @@ cdef class Intervals:
     # Interning.
 
     cdef CoreSet *intern_cores(self, const uint64_t *mask) noexcept nogil:
-        cdef uint32_t words = self.mask_words, num_cores, i
+        cdef uint32_t words = self.mask_words, num_cores
         cdef uint64_t hash = ttm_hash(mask, words, self.seed) & self.hash_mask
         cdef CoreSet *cores = <CoreSet *>self.core_sets.buckets[hash & (self.core_sets.size - 1)]
-        cdef CoreSet *following
-        cdef CoreSet *entries = NULL
         while cores != NULL:
             if memcmp(set_mask(cores), mask, words * sizeof(uint64_t)) == 0:
                 cores.refs += 1
@@ -372,19 +371,17 @@ cdef class Intervals:
         return footprint
 
     cdef Footprint *intern_composite(self, uint64_t *parts, size_t count) noexcept nogil:
-        """`parts` are pairs (address of a simple footprint, logical bytes per core), ascending; takes over their references.
+        """`parts` are pairs (address of a simple footprint, logical bytes per core), ascending; takes their references.
 
         NULL: out of memory; the references are released then too.
         """
-        cdef uint32_t words = self.mask_words, core, i, per_core = 0, most = 0
+        cdef uint32_t words = self.mask_words, core, per_core = 0, most = 0
         cdef size_t part, a, atom_count = 0, atom_words = 1 + words, n, rooms = 0, ranges_count = 0
         cdef uint64_t hash = ttm_hash(parts, 2 * count, self.seed)
-        cdef uint64_t covered, overlap
+        cdef uint64_t covered
         cdef uint64_t *atoms = NULL
         cdef uint64_t *ranges = NULL
         cdef uint64_t *mask
-        cdef const uint64_t *cut
-        cdef bint inside, outside
         cdef Footprint *simple
         cdef Footprint *footprint
         footprint = <Footprint *>self.footprints.buckets[hash & self.hash_mask & (self.footprints.size - 1)]
@@ -446,7 +443,7 @@ cdef class Intervals:
         cdef uint64_t *mask
         cdef uint64_t *other
         cdef uint64_t rest
-        cdef bint inside, outside
+        cdef bint outside
         for part in range(count):
             # What of this part no atom has yet is put behind the atoms; each atom that the part cuts is halved.
             cut = set_mask((<Footprint *><uintptr_t>parts[2 * part]).cores)
@@ -488,7 +485,7 @@ cdef class Intervals:
         cdef uint32_t i
         cdef size_t at, n = 0, first, kept, part_count = 0
         cdef bint good = True
-        if count > SIZE // 2:
+        if count > <size_t>SIZE // 2:
             return NULL
         if count > FEW:
             items = <ttm_item *>malloc(count * sizeof(ttm_item))
@@ -589,12 +586,11 @@ cdef class Intervals:
     # Classes.
 
     cdef int split(self, CoreSet *cores) noexcept nogil:
-        """Cut every class that `cores` cuts. Returns 0, or -1 out of memory with classes that are to be joined again."""
+        """Cut every class that `cores` cuts. Returns 0, or -1 out of memory: join() then puts the classes together."""
         cdef uint32_t words = self.mask_words, slot, free_slot, common, i, high = self.class_high
         cdef const uint64_t *cut = set_mask(cores)
         cdef CoreClass *group
         cdef CoreClass *part
-        cdef uint64_t word
         if cores.num_cores == self.num_cores:
             return 0
         for slot in range(high):
@@ -743,7 +739,7 @@ cdef class Intervals:
             grown = 0
             # Covers of many classes do not stay in the cache: their lines are fetched while this one is worked on.
             if i + 1 < cores.num_slots:
-                ttm_cover_prefetch_ranges(&self.classes[slots[i + 1]].cover, ranges, min(count, AHEAD))
+                ttm_cover_prefetch_ranges(&self.classes[slots[i + 1]].cover, ranges, min(count, <uint32_t>AHEAD))
             for r in range(count):
                 begin = <uint32_t>ranges[r]
                 end = <uint32_t>(ranges[r] >> 32)
@@ -770,9 +766,11 @@ cdef class Intervals:
             group = self.classes[slots[i]]
             grown = 0
             if i + 1 < slots_done:
-                ttm_cover_prefetch_ranges(&self.classes[slots[i + 1]].cover, ranges, min(footprint.shape, AHEAD))
+                ttm_cover_prefetch_ranges(&self.classes[slots[i + 1]].cover, ranges,
+                                          min(footprint.shape, <uint32_t>AHEAD))
             for r in range(footprint.shape if i < slots_done else ranges_done):
-                change = ttm_cover_update(&self.pool, &group.cover, <uint32_t>ranges[r], <uint32_t>(ranges[r] >> 32), -1)
+                change = ttm_cover_update(&self.pool, &group.cover, <uint32_t>ranges[r],
+                                          <uint32_t>(ranges[r] >> 32), -1)
                 group.physical += <uint64_t>change
                 self.physical += <uint64_t>(change * group.num_cores)
                 grown += change
@@ -909,14 +907,14 @@ cdef class Intervals:
     cdef void paint(self, const Footprint *footprint, const uint64_t *where, uint32_t *out) noexcept nogil:
         """Raise each core of `where` (all cores if NULL) to the resident bytes that a footprint has there."""
         cdef uint32_t words = self.mask_words, i, value = footprint.bytes_per_core
-        cdef uint64_t atoms = 1, atom, word
+        cdef uint64_t atoms = 1, _atom, word
         cdef const uint64_t *mask
         if footprint.cores != NULL:
             mask = set_mask(footprint.cores)
         else:
             atoms = profile(footprint)[words]
             mask = profile(footprint) + words + 2
-        for atom in range(atoms):
+        for _atom in range(atoms):
             if footprint.cores == NULL:
                 value = <uint32_t>(mask - 1)[0]
             for i in range(words):
@@ -927,7 +925,7 @@ cdef class Intervals:
             mask += words + 1
 
     cdef Footprint *peak_of(self, Footprint **items, size_t count) noexcept nogil:
-        cdef uint32_t words = self.mask_words, core, other
+        cdef uint32_t words = self.mask_words, core
         cdef size_t at, atoms = 0, atom_words = 1 + words
         cdef uint32_t *peaks = <uint32_t *>malloc(self.num_cores * sizeof(uint32_t))
         cdef uint64_t *scratch = <uint64_t *>malloc((self.num_cores + 1) * atom_words * sizeof(uint64_t))

@@ -1,14 +1,14 @@
-/* How often each byte of one L1 is covered, as a radix tree of fixed shape: an interval tree over a bounded universe.
+/* How often each byte of one L1 is covered: a radix tree of fixed shape, an interval tree over a bounded universe.
  *
  * Levels: pages of 64 KiB at the top, 64 kibs of 1 KiB in a page, 64 cells of 16 bytes in a kib, 16 bytes in
  * a cell. Every entry has a cover count (ranges that span exactly this entry, and no larger one) and, above the bytes,
- * `sum`: the bytes covered by the node below it. An entry's covered bytes are its size when its count is above 0, else its
- * sum. A range adds to whole entries where it can and descends at its two ends only, so that an update touches at most
- * pages + 2 (14 + 7 + 14 + 7 + 15) counters, however many ranges there are. Entries of pages and kibs are counted in blocks of
- * eight, too, which is in effect two more levels.
+ * `sum`: the bytes covered by the node below it. An entry's covered bytes are its size if its count is above 0, else
+ * its sum. A range adds to whole entries where it can and descends at its two ends only, so that an update touches at
+ * most pages + 2 (14 + 7 + 14 + 7 + 15) counters, however many ranges there are. Entries of pages and kibs are counted
+ * in blocks of eight, too, which is in effect two more levels.
  *
  * Invariants:
- *  1. sum[i] is the covered bytes of node i, 0 where there is none.
+ *  1. sum[i] is the covered bytes of node i, 0 where there is none; block_sum likewise of a block's entries.
  *  2. refs of a node is the number of range ends that descend into it; it lives while that is above 0.
  *  3. A node with refs 0 is all zero, so that it is taken from the free list without being cleared.
  *  4. The counts are a linear function of the multiset of ranges: order does not matter, and removing is exact.
@@ -20,7 +20,7 @@
 
 enum { TTM_CELL_SHIFT = 4, TTM_KIB_SHIFT = 10, TTM_PAGE_SHIFT = 16 };
 
-/* gcc vectorizes loops of unknown length at -O3 only, and the runs of counters are where the time goes. */
+/* gcc 12 vectorizes the loops over eight counters, where the time goes, at -O3 only. */
 #if defined(__GNUC__) && !defined(__clang__) && !defined(TTM_DEBUG)
 #define TTM_VECTORIZED __attribute__((optimize("O3")))
 #else
@@ -30,22 +30,22 @@ enum { TTM_CELL_SHIFT = 4, TTM_KIB_SHIFT = 10, TTM_PAGE_SHIFT = 16 };
 typedef struct {
     uint32_t cover[16];
     uint32_t refs;
-    uint32_t covered; /* bytes with a count above 0 */
+    uint32_t unused;
 } ttm_cell;
 
 typedef struct {
-    ttm_cell *cell[64];
+    ttm_cell *cell[8];
 } ttm_cells;
 
 /* Head first: an update reads it, one or two blocks of eight entries, and nothing else of the node. */
 typedef struct {
     uint32_t block[8];    /* cover counts of eight cells at once */
     uint8_t block_sum[8]; /* bytes covered in the block by its cells, 0 to 128 */
-    ttm_cells *cells;     /* NULL while no range has an end inside a cell */
     uint32_t refs;
-    uint32_t cell_refs; /* range ends inside cells */
+    uint32_t unused;
     uint32_t cover[64];
-    uint8_t sum[64]; /* 0 to 16 */
+    uint8_t sum[64];     /* 0 to 16 */
+    ttm_cells *cells[8]; /* of each block; few exist, so that one table of 64 would be mostly empty */
 } ttm_kib;
 
 typedef struct {
@@ -162,17 +162,18 @@ static inline int ttm_cover_init(ttm_pool *pool, ttm_cover *cover) {
 
 /* One step over the entries [begin, end) of eight. All eight are computed and masked: that is two vectors and no branch
  * that depends on the range, where a loop over the entries costs a misprediction or two. */
-#define TTM_EIGHT(name, sum_type, size)                                                                      \
-    TTM_VECTORIZED static inline int32_t name(uint32_t *cover, const sum_type *sum, int32_t begin, int32_t end, int32_t step) { \
-        int32_t change = 0, i;                                                                               \
-        for (i = 0; i < 8; ++i) {                                                                            \
-            int32_t inside = -(i >= begin) & -(i < end);                                                     \
-            int32_t before = (int32_t)cover[i], after = before + (inside & step), bare = (size) - (int32_t)sum[i]; \
-            cover[i] = (uint32_t)after;                                                                      \
-            change += bare & (-(before == 0) & -(after != 0));                                               \
-            change -= bare & (-(before != 0) & -(after == 0));                                               \
-        }                                                                                                    \
-        return change;                                                                                       \
+#define TTM_EIGHT(name, sum_type, size) \
+    TTM_VECTORIZED static inline int32_t name(uint32_t *cover, const sum_type *sum, int32_t begin, int32_t end, \
+                                              int32_t step) { \
+        int32_t change = 0, i; \
+        for (i = 0; i < 8; ++i) { \
+            int32_t inside = -(i >= begin) & -(i < end), bare = (size) - (int32_t)sum[i]; \
+            int32_t before = (int32_t)cover[i], after = before + (inside & step); \
+            cover[i] = (uint32_t)after; \
+            change += bare & (-(before == 0) & -(after != 0)); \
+            change -= bare & (-(before != 0) & -(after == 0)); \
+        } \
+        return change; \
     }
 
 TTM_EIGHT(ttm_kib_eight, uint8_t, 16)
@@ -189,26 +190,27 @@ static inline int32_t ttm_cell_update(ttm_cell *cell, uint32_t begin, uint32_t e
         change += (after != 0) - (before != 0);
     }
     cell->refs += (uint32_t)step;
-    cell->covered += (uint32_t)change;
     return change;
 }
 
-static inline int32_t ttm_kib_partial(ttm_pool *pool, ttm_kib *kib, uint32_t i, uint32_t begin, uint32_t end, int step) {
+static inline int32_t ttm_kib_partial(ttm_pool *pool, ttm_kib *kib, uint32_t i, uint32_t begin, uint32_t end,
+                                      int step) {
+    ttm_cells *cells = kib->cells[i >> 3];
     ttm_cell *cell;
-    int32_t change;
+    int32_t change, k;
     pool->work++;
-    if (!kib->cells) kib->cells = (ttm_cells *)ttm_pool_take(pool, TTM_CELLS_NODE);
-    cell = kib->cells->cell[i];
-    if (!cell) cell = kib->cells->cell[i] = (ttm_cell *)ttm_pool_take(pool, TTM_CELL_NODE);
+    if (!cells) cells = kib->cells[i >> 3] = (ttm_cells *)ttm_pool_take(pool, TTM_CELLS_NODE);
+    cell = cells->cell[i & 7];
+    if (!cell) cell = cells->cell[i & 7] = (ttm_cell *)ttm_pool_take(pool, TTM_CELL_NODE);
     change = ttm_cell_update(cell, begin, end, step);
     kib->sum[i] = (uint8_t)(kib->sum[i] + change);
-    kib->cell_refs += (uint32_t)step;
     if (!cell->refs) {
-        kib->cells->cell[i] = NULL;
+        cells->cell[i & 7] = NULL;
         ttm_pool_give(pool, TTM_CELL_NODE, cell);
-        if (!kib->cell_refs) {
-            ttm_pool_give(pool, TTM_CELLS_NODE, kib->cells);
-            kib->cells = NULL;
+        for (k = 0; k < 8 && !cells->cell[k]; ++k) {}
+        if (k == 8) {
+            kib->cells[i >> 3] = NULL;
+            ttm_pool_give(pool, TTM_CELLS_NODE, cells);
         }
     }
     if (kib->cover[i]) return 0;
@@ -250,7 +252,8 @@ static inline int32_t ttm_kib_update(ttm_pool *pool, ttm_kib *kib, uint32_t begi
     return change + ttm_kib_run(kib, first, last, step);
 }
 
-static inline int32_t ttm_page_partial(ttm_pool *pool, ttm_page *page, uint32_t i, uint32_t begin, uint32_t end, int step) {
+static inline int32_t ttm_page_partial(ttm_pool *pool, ttm_page *page, uint32_t i, uint32_t begin, uint32_t end,
+                                      int step) {
     ttm_kib *kib = page->kib[i];
     int32_t change;
     pool->work++;
@@ -300,7 +303,8 @@ static inline int32_t ttm_page_update(ttm_pool *pool, ttm_page *page, uint32_t b
     return change + ttm_page_run(page, first, last, step);
 }
 
-static inline int32_t ttm_cover_partial(ttm_pool *pool, ttm_cover *cover, uint32_t i, uint32_t begin, uint32_t end, int step) {
+static inline int32_t ttm_cover_partial(ttm_pool *pool, ttm_cover *cover, uint32_t i, uint32_t begin, uint32_t end,
+                                        int step) {
     ttm_page *page = cover->page[i];
     int32_t change;
     pool->work++;
@@ -314,8 +318,8 @@ static inline int32_t ttm_cover_partial(ttm_pool *pool, ttm_cover *cover, uint32
     return cover->cover[i] ? 0 : change;
 }
 
-/* Add (step 1) or take away (step -1) a range with begin < end. Needs ttm_pool_reserve before adding. Returns by how many
- * bytes the covered ones grow, which is below 0 or 0 when taking away. */
+/* Add (step 1) or take away (step -1) a range with begin < end. Needs ttm_pool_reserve before adding. Returns by
+ * how many bytes the covered ones grow, which is below 0 or 0 when taking away. */
 static inline int64_t ttm_cover_update(ttm_pool *pool, ttm_cover *cover, uint32_t begin, uint32_t end, int step) {
     uint32_t first = begin >> TTM_PAGE_SHIFT, last = end >> TTM_PAGE_SHIFT;
     uint32_t head = begin & 0xffff, tail = end & 0xffff, i;
@@ -351,6 +355,7 @@ static inline void ttm_cover_prefetch(const ttm_cover *cover, uint32_t at) {
     __builtin_prefetch(kib, 1);
     __builtin_prefetch(&kib->cover[(at >> 4) & 56], 1);
     __builtin_prefetch(&kib->sum[(at >> 4) & 63], 1);
+    if (at & 15) __builtin_prefetch(&kib->cells[(at >> 7) & 7], 1);
 }
 
 static inline void ttm_cover_prefetch_ranges(const ttm_cover *cover, const uint64_t *ranges, uint32_t count) {
@@ -363,10 +368,8 @@ static inline void ttm_cover_prefetch_ranges(const ttm_cover *cover, const uint6
 
 static inline void ttm_kib_free(ttm_pool *pool, ttm_kib *kib) {
     int i;
-    if (kib->cells) {
-        for (i = 0; i < 64; ++i) ttm_free(&pool->heap, kib->cells->cell[i]);
-        ttm_free(&pool->heap, kib->cells);
-    }
+    for (i = 0; i < 64; ++i) if (kib->cells[i >> 3]) ttm_free(&pool->heap, kib->cells[i >> 3]->cell[i & 7]);
+    for (i = 0; i < 8; ++i) ttm_free(&pool->heap, kib->cells[i]);
     ttm_free(&pool->heap, kib);
 }
 
@@ -393,17 +396,25 @@ static inline void *ttm_copy(ttm_pool *pool, const void *source, size_t size) {
 
 static inline ttm_kib *ttm_kib_copy(ttm_pool *pool, const ttm_kib *source) {
     ttm_kib *copy = (ttm_kib *)ttm_copy(pool, source, sizeof *source);
+    const ttm_cell *cell;
     int i;
-    if (!copy || !source->cells) return copy;
-    copy->cells = (ttm_cells *)ttm_alloc_zeroed(&pool->heap, sizeof *copy->cells);
-    for (i = 0; copy->cells && i < 64; ++i) {
-        if (!source->cells->cell[i]) continue;
-        copy->cells->cell[i] = (ttm_cell *)ttm_copy(pool, source->cells->cell[i], sizeof(ttm_cell));
-        if (!copy->cells->cell[i]) break;
+    if (!copy) return NULL;
+    memset(copy->cells, 0, sizeof copy->cells);
+    for (i = 0; i < 64; ++i) {
+        ttm_cells **cells = &copy->cells[i >> 3];
+        if (!source->cells[i >> 3]) {
+            i += 7;
+            continue;
+        }
+        if (!*cells) *cells = (ttm_cells *)ttm_alloc_zeroed(&pool->heap, sizeof **cells);
+        cell = source->cells[i >> 3]->cell[i & 7];
+        if (*cells && cell) (*cells)->cell[i & 7] = (ttm_cell *)ttm_copy(pool, cell, sizeof *cell);
+        if (!*cells || (cell && !(*cells)->cell[i & 7])) {
+            ttm_kib_free(pool, copy);
+            return NULL;
+        }
     }
-    if (copy->cells && i == 64) return copy;
-    ttm_kib_free(pool, copy);
-    return NULL;
+    return copy;
 }
 
 static inline ttm_page *ttm_page_copy(ttm_pool *pool, const ttm_page *source) {
@@ -479,7 +490,7 @@ static inline int ttm_walk_kib(ttm_walk *walk, const ttm_kib *kib, uint32_t base
         if (kib->cover[i] || kib->sum[i] == 16) {
             if (ttm_walk_piece(walk, base, base + 16)) return 1;
         } else if (kib->sum[i]) {
-            const ttm_cell *cell = kib->cells->cell[i];
+            const ttm_cell *cell = kib->cells[i >> 3]->cell[i & 7];
             for (b = 0; b < 16; ++b) if (cell->cover[b] && ttm_walk_piece(walk, base + b, base + b + 1)) return 1;
         }
     }
@@ -507,8 +518,8 @@ static inline int ttm_walk_page(ttm_walk *walk, const ttm_page *page, uint32_t b
     return 0;
 }
 
-/* Write at most `maximum` merged ranges, ascending, as begin | end << 32. Only nodes that are covered in part are entered,
- * and each of those holds an end of a merged range, so that the cost is bounded by `maximum`. */
+/* Write at most `maximum` merged ranges, ascending, as begin | end << 32. Only nodes that are covered in part are
+ * entered, and each of those holds an end of a merged range, so that the cost is bounded by `maximum`. */
 static inline uint32_t ttm_cover_ranges(const ttm_pool *pool, const ttm_cover *cover, uint64_t *out, uint32_t maximum) {
     ttm_walk walk = {out, maximum, 0, 0, 0};
     uint32_t i;
@@ -550,7 +561,7 @@ static inline uint32_t ttm_cover_end(const ttm_pool *pool, const ttm_cover *cove
     while (!kib->cover[j] && !kib->sum[j]) --j;
     base += j << TTM_CELL_SHIFT;
     if (kib->cover[j]) return base + 16;
-    cell = kib->cells->cell[j];
+    cell = kib->cells[j >> 3]->cell[j & 7];
     while (!cell->cover[b]) --b;
     return base + b + 1;
 }
@@ -580,7 +591,7 @@ static inline uint32_t ttm_cover_lowest(const ttm_pool *pool, const ttm_cover *c
     while (!kib->cover[j] && !kib->sum[j]) ++j;
     base += j << TTM_CELL_SHIFT;
     if (kib->cover[j]) return base;
-    cell = kib->cells->cell[j];
+    cell = kib->cells[j >> 3]->cell[j & 7];
     while (!cell->cover[b]) ++b;
     return base + b;
 }

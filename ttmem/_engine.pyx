@@ -4,12 +4,11 @@ A class beside :class:`ttmem._core.Intervals`, because in Cython a C method and 
 """
 
 cimport cython
-from libc.stdint cimport UINT32_MAX, uint16_t, uint32_t, uint64_t, uintptr_t
+from libc.stdint cimport UINT32_MAX, uint32_t, uint64_t, uintptr_t
 from libc.stdlib cimport free, malloc
-from libc.string cimport memcpy, memset
+from libc.string cimport memset
 
 from ttmem._core cimport (
-    COMPOSITE,
     PEAK,
     CbRange,
     CoreClass,
@@ -19,7 +18,6 @@ from ttmem._core cimport (
     has_core,
     mask_of,
     members,
-    profile,
     set_mask,
     set_slots,
     size_of,
@@ -111,11 +109,12 @@ cdef class IntervalEngine:
         self.added = {}
 
     cdef int write_mask(self, object cores, uint64_t *mask) except -1:
-        cdef uint32_t x, y, core
+        cdef uint32_t core
         memset(mask, 0, self.core.mask_words * sizeof(uint64_t))
         if isinstance(cores, int):
             if cores < 0 or cores >> self.core.num_cores:
-                raise InvalidIntervalError(f"the core mask {cores:#x} has cores outside a grid of {self.core.num_cores}")
+                raise InvalidIntervalError(
+                    f"the core mask {cores:#x} has cores outside a grid of {self.core.num_cores}")
             for core in range(self.core.mask_words):
                 mask[core] = (cores >> (64 * core)) & 0xFFFFFFFFFFFFFFFF
             return 0
@@ -134,7 +133,7 @@ cdef class IntervalEngine:
         return prepared
 
     def footprint(self, ranges):
-        """Prepare a list of ``(begin, end, cores)``; ``cores`` names a CoreRangeSet or is a mask with bit y * width + x.
+        """Prepare a list of ``(begin, end, cores)``; ``cores`` names core ranges or is a mask with bit y * width + x.
 
         Raises:
             InvalidIntervalError: begin > end, end > limit, or a core outside the grid.
@@ -372,7 +371,6 @@ def check(Intervals core):
     cdef CoreSet *cores
     cdef CoreClass *group
     cdef uint64_t out[4096]
-    cdef uint64_t words
     uses = {}
     simples = []
     composites = []
@@ -481,10 +479,10 @@ def benchmark_add_remove(IntervalEngine engine, PreparedFootprint prepared, uint
     """Add and remove a program, over and over, in C; return nanoseconds per operation."""
     cdef Intervals core = engine.core
     cdef Footprint *footprint = engine.own(prepared).footprint
-    cdef uint64_t begin, end, i
+    cdef uint64_t begin, end, _i
     with nogil:
         begin = ttm_now_ns()
-        for i in range(rounds):
+        for _i in range(rounds):
             core.add(footprint)
             core.clear_changes()
             core.remove(footprint)
@@ -508,7 +506,7 @@ def benchmark_fresh(IntervalEngine engine, list programs, uint64_t rounds):
     cdef uint64_t *masks = <uint64_t *>malloc((total + 1) * words * sizeof(uint64_t))
     cdef size_t *first = <size_t *>malloc((count + 1) * sizeof(size_t))
     cdef Footprint **kept = <Footprint **>malloc((count + 1) * sizeof(Footprint *))
-    cdef uint64_t begin, adding = 0, removing = 0, r
+    cdef uint64_t begin, adding = 0, removing = 0, _r
     cdef dict known = {}
     for i in range(count):
         first[i] = at
@@ -521,7 +519,7 @@ def benchmark_fresh(IntervalEngine engine, list programs, uint64_t rounds):
             at += 1
     first[count] = at
     with nogil:
-        for r in range(rounds):
+        for _r in range(rounds):
             begin = ttm_now_ns()
             for i in range(count):
                 kept[i] = core.intern(ranges + first[i], first[i + 1] - first[i])
@@ -546,10 +544,10 @@ def benchmark_dispatch(IntervalEngine engine, PreparedFootprint one, PreparedFoo
     cdef Intervals core = engine.core
     cdef Footprint *first = engine.own(one).footprint
     cdef Footprint *second = engine.own(other).footprint
-    cdef uint64_t begin, end, i
+    cdef uint64_t begin, end, _i
     with nogil:
         begin = ttm_now_ns()
-        for i in range(rounds):
+        for _i in range(rounds):
             core.dispatch(first)
             core.dispatch(second)
         end = ttm_now_ns()

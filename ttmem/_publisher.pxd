@@ -50,7 +50,9 @@ cdef class Publisher:
     cdef dict masks                 # CoreRangeSet -> bytes
     cdef object open_trace
     cdef object next_id
-    cdef list free_program_slots
+    cdef int next_program_slot      # rows from here on were never used
+    cdef int next_buffer_slot[2]
+    cdef list free_program_slots    # rows that were used and are free again, lowest first out
     cdef list waiting_rows          # rows without a slot, largest first out
     cdef list free_buffer_slots     # [L1 half, the others]
     cdef uint32_t program_rows_omitted

@@ -12,7 +12,6 @@ lock guards engine and block, so that compiled callers need neither. No Python c
 
 import heapq
 import logging
-import os
 import time
 
 cimport cython
@@ -42,6 +41,7 @@ from ttmem._layout cimport (
     TTM_T_KERNEL,
     TTM_T_TABLES,
     TTM_TOTALS,
+    ttm_load,
     ttm_lock_acquire,
     ttm_lock_release,
     ttm_realtime_coarse_ns,
@@ -50,8 +50,8 @@ from ttmem._segment cimport DeviceBlock
 
 from ttmem import segment
 from ttmem._segment import record_grid
-from ttmem.cores import CoreRangeSet, as_core_range_set
-from ttmem.errors import CapacityError, ClosedError, InvalidIntervalError, UnknownIdError
+from ttmem.cores import as_core_range_set
+from ttmem.errors import ClosedError, InvalidIntervalError, UnknownIdError
 from ttmem.model import DRAM_ALIGNMENT, MAX_ADDRESS, BufferType, CircularBuffer, check_bytes
 from ttmem.placement import place
 
@@ -102,6 +102,7 @@ UNKNOWN_L1_LIMIT = 4 * 1024 * 1024
 """How far addresses may reach where the size of L1 is not known, bytes; the largest known L1 has 1.5 MiB."""
 
 
+@cython.no_gc_clear  # the engine must outlive what it interned
 cdef class PreparedFootprint:
     """A program's circular buffers, prepared once; take it in place of the list."""
 
@@ -159,6 +160,7 @@ class _Batch:
         self._publisher._end_batch()
 
 
+@cython.no_gc_clear
 cdef class Publisher:
     """Publishes one device's memory; made by :func:`ttmem.publish`.
 
@@ -183,16 +185,16 @@ cdef class Publisher:
         self.traces = {}
         self.masks = {}
         self.next_id = 1
-        self.free_program_slots = list(range(TTM_PROGRAM_ROWS))
+        self.free_program_slots = []
         self.waiting_rows = []
-        self.free_buffer_slots = [list(range(TTM_BUFFER_ROWS // 2)), list(range(TTM_BUFFER_ROWS // 2, TTM_BUFFER_ROWS))]
+        self.free_buffer_slots = [[], []]
+        self.next_buffer_slot[1] = TTM_BUFFER_ROWS // 2
         self.problem = ""
         # One class of all cores and nothing on them: a fresh block says so before anything happens.
         self.cb.map_changed = self.l1.map_changed = True
         self.sync_class(self.cb, TTM_CB_CLASS, TTM_CB_RANGES, 0)
         self.sync_class(self.l1, TTM_L1_CLASS, TTM_L1_RANGES, 0)
         self.sync()
-        self.describe_block()
 
     def __dealloc__(self):
         cdef ProgramRow row
@@ -495,6 +497,9 @@ cdef class Publisher:
         cdef uint64_t *record
         if self.free_program_slots:
             row.slot = heapq.heappop(self.free_program_slots)
+        elif self.next_program_slot < TTM_PROGRAM_ROWS:
+            row.slot = self.next_program_slot
+            self.next_program_slot += 1
         else:
             smallest = min((r for r in self.rows.values() if (<ProgramRow> r).slot >= 0), key=_row_bytes)
             if smallest.footprint.logical >= row.footprint.logical:
@@ -902,11 +907,17 @@ cdef class Publisher:
         cdef uint64_t now = time.time_ns()
         half = 0 if row.buffer_type in (BufferType.L1, BufferType.L1_SMALL) else 1
         slots = self.free_buffer_slots[half]
-        if not slots:
+        cdef int side = half
+        cdef int slot
+        if slots:
+            slot = heapq.heappop(slots)
+        elif self.next_buffer_slot[side] < TTM_BUFFER_ROWS // 2 * (side + 1):
+            slot = self.next_buffer_slot[side]
+            self.next_buffer_slot[side] += 1
+        else:
             self.buffers_omitted += 1
             return self.publish_omitted()
         text = utf8_prefix(name, TTM_NAME_BYTES)
-        cdef int slot = heapq.heappop(slots)
         cdef uint64_t high = slot + 1 - (TTM_BUFFER_ROWS // 2 if half else 0)
         cdef bint room
         ttm_lock_acquire(&self.lock)
@@ -1067,6 +1078,8 @@ cdef class Publisher:
 
     def frozen(self):
         """Return a copy of the block as bytes, taken under the lock."""
+        if ttm_load(&self.block.control.generation) == 0:
+            self.describe_block()
         ttm_lock_acquire(&self.lock)
         try:
             return (<char *> self.block.block)[: self.block.block_bytes]
@@ -1090,10 +1103,9 @@ _published = {}
 
 
 def publish_device(int device_id, geometry, str origin, file):
-    """Make the publisher of a device, in a file or, where there is none, in private memory."""
+    """Make the publisher of a device, in a file or, where that cannot be, in private memory."""
     publisher = Publisher(device_id, geometry, origin)
-    if file is not None:
-        with segment._registry_lock:
-            publisher.attach_file(file)
+    with segment._registry_lock:
+        publisher.attach_file(file)
     _published[device_id] = publisher
     return publisher

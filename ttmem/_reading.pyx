@@ -45,7 +45,6 @@ from ttmem._layout cimport (
     TTM_PROGRAMS,
     TTM_RANGES_MAX,
     TTM_RESIDENT,
-    TTM_SCHEMA,
     TTM_SECTION_COUNT,
     TTM_SECTIONS,
     TTM_STATE_CLOSED,
@@ -253,11 +252,11 @@ cdef class BlockReading:
     cdef int read_header(self, int fd, uint64_t offset, uint64_t file_bytes) except -1:
         cdef char[512] head
         cdef ttm_block_control before, after
-        cdef int attempt
+        cdef int _attempt
         cdef ttm_section *section
         cdef uint32_t i, kind, cores
         cdef uint64_t room, claimed = 0
-        for attempt in range(TRIES):
+        for _attempt in range(TRIES):
             if offset > file_bytes or file_bytes - offset < TTM_PAGE:
                 raise CorruptSegmentError(f"the block at {offset} lies beyond the segment's end, {file_bytes}")
             if not read_exactly(fd, &before, sizeof(before), offset + TTM_CONTROL):
@@ -319,7 +318,8 @@ cdef class BlockReading:
                 raise CorruptSegmentError(f"section {section.kind} of the block at {offset} is too large")
             self.section[section.kind] = section[0]
         for kind in range(TTM_SECTION_COUNT):
-            if self.section[kind].words < minimum_words(kind, cores) or self.section[kind].count < (8 if kind == TTM_TOTALS else 1):
+            i = 8 if kind == TTM_TOTALS else 1
+            if self.section[kind].words < minimum_words(kind, cores) or self.section[kind].count < i:
                 raise CorruptSegmentError(f"section {kind} of the block at {offset} is missing or too small")
         return 0
 
@@ -568,7 +568,7 @@ cdef class BlockReading:
         cdef uint16_t slot
         if x >= self.header.grid_x or y >= self.header.grid_y:
             return -1
-        if not self.rows[map_kind] or not self.valid[map_kind][0]:
+        if self.rows[map_kind] == 0 or not self.valid[map_kind][0]:
             return -2
         slot = (<uint16_t *> self.line(map_kind, 0))[y * self.header.grid_x + x]
         if slot >= self.rows[class_kind] or not self.valid[class_kind][slot]:
@@ -695,13 +695,9 @@ def core_table(list readings, uint32_t width, uint32_t height, int64_t base, int
     cdef CoreRow *previous = NULL
     cdef int *slots
     cdef bint same
-    cdef int slot, got, plane
+    cdef int slot
     cdef uint64_t *merged[2]
-    cdef int64_t merged_count[2]
-    cdef const uint64_t *ranges = NULL
     cdef int64_t resident
-    cdef uint64_t *record
-    cdef int64_t[4] figures
     if len(out) < <Py_ssize_t> (width * height * sizeof(CoreRow)):
         raise ValueError("the table of cores is too small")
     slots = <int *> malloc(4 * (count + 1) * sizeof(int))

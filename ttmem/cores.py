@@ -22,7 +22,7 @@ def _coordinate(value: object, axis: str) -> int:
     # bool is an int in Python, and "x=True" is a mistake in the caller.
     if isinstance(value, bool) or not hasattr(value, "__index__"):
         raise InvalidIntervalError(f"{axis} of a core must be an integer, got {value!r}")
-    number = value.__index__()
+    number: int = value.__index__()
     if not 0 <= number <= MAX_COORDINATE:
         raise InvalidIntervalError(f"{axis} of a core must be between 0 and {MAX_COORDINATE}, got {number}")
     return number
@@ -187,7 +187,8 @@ def as_core(value: CoreLike) -> CoreCoord:
         except (TypeError, ValueError):
             raise InvalidIntervalError(f"a core must be a CoreCoord or an (x, y) pair, got {value!r}") from None
         return CoreCoord(x, y)
-    return CoreCoord(value.x, value.y)
+    # Any other object with x and y: ttnn has a CoreCoord of its own.
+    return CoreCoord(value.x, value.y)  # type: ignore[attr-defined]
 
 
 @lru_cache(maxsize=4096)
@@ -212,10 +213,11 @@ def parse_core_ranges(text: str) -> CoreRangeSet:
         body = body[1:-1].strip()
     elif body == "[]":
         body = ""
-    found = [
-        CoreRange(tuple(int(v) for v in match.groups()[:4] if v), tuple(int(v) for v in match.groups()[4:] if v))
-        for match in _RANGE.finditer(body)
-    ]
+    found = []
+    for match in _RANGE.finditer(body):
+        # Each corner is matched by one of two spellings; the other's groups are empty.
+        x0, y0, x1, y1 = (int(text) for text in match.groups() if text is not None)
+        found.append(CoreRange((x0, y0), (x1, y1)))
     if _RANGE.sub("", body).strip(", \t\n") or (body and not found):
         raise InvalidIntervalError(
             f"cannot read core ranges from {text!r}: expected TT-Metal's text, such as '{{[0-0 - 7-7]}}'"

@@ -59,7 +59,7 @@ def check_bytes(value: object, what: str, *, maximum: int = MAX_BYTES) -> int:
     """
     if isinstance(value, bool) or not hasattr(value, "__index__"):
         raise InvalidIntervalError(f"{what} must be an integer number of bytes, got {value!r}")
-    number = value.__index__()
+    number: int = value.__index__()
     if number < 0:
         raise InvalidIntervalError(f"{what} must not be negative, got {number}")
     if number > maximum:

@@ -73,3 +73,18 @@ def _mark(ends: dict[CoreRange, int], ranges: tuple[CoreRange, ...], address: in
                 ends[held] = max(held_end, end)
             elif held.intersects(mine) and address >= held_end:
                 ends[held] = end
+
+
+def region_ends(circular_buffers: Sequence[CircularBuffer]) -> dict[CoreRange, int]:
+    """Return the end of the CB region on each distinct rectangle of a program, as TT-Metal's allocators have it.
+
+    Args:
+        circular_buffers: in the order in which the program created them, each with an address; the globally allocated
+            ones take no part.
+    """
+    local = [buffer for buffer in circular_buffers if not buffer.globally_allocated and buffer.address is not None]
+    ends: dict[CoreRange, int] = {core_range: 0 for buffer in local for core_range in buffer.core_ranges.ranges}
+    for buffer in local:
+        assert buffer.address is not None
+        _mark(ends, buffer.core_ranges.ranges, buffer.address, buffer.address + buffer.size)
+    return ends

@@ -30,10 +30,10 @@ class PublisherLike(Protocol):
     def add_program(self, circular_buffers: Any, *, name: str = ..., program_id: int | None = ...) -> int:
         """Add a program and return its id."""
 
-    def dispatch(self, program_id: int) -> None:
+    def dispatch(self, program_id: int) -> object:
         """Dispatch a program."""
 
-    def remove_program(self, program_id: int) -> None:
+    def remove_program(self, program_id: int) -> object:
         """Remove a program."""
 
     def allocate(
@@ -48,7 +48,7 @@ class PublisherLike(Protocol):
     ) -> int:
         """Add a buffer and return its id."""
 
-    def deallocate(self, buffer_id: int) -> None:
+    def deallocate(self, buffer_id: int) -> object:
         """Take a buffer away."""
 
     def close(self) -> None:

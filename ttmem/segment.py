@@ -16,6 +16,7 @@ import re
 import struct
 import threading
 import time
+from functools import lru_cache
 from pathlib import Path
 
 from ttmem._segment import DeviceBlock, FileHeader
@@ -96,6 +97,7 @@ def start_ticks(pid: int | str) -> int:
     return int(fields[19]) if len(fields) > 19 else 0
 
 
+@lru_cache(maxsize=1)
 def boot_id() -> bytes:
     """Return the 16 bytes that name this boot of the machine; zeros if unknown."""
     return bytes.fromhex(_read("/proc/sys/kernel/random/boot_id").decode().strip().replace("-", "")).ljust(16, b"\0")
@@ -183,7 +185,8 @@ class WriterFile:
         return offset
 
     def _create(self, block: DeviceBlock, device_id: int, geometry: Geometry, origin: int) -> None:
-        name = f"{file_prefix(self.space)}{os.getuid()}.{self.pid}.{start_ticks('self')}.{os.urandom(8).hex()}"
+        started = start_ticks("self")
+        name = f"{file_prefix(self.space)}{os.getuid()}.{self.pid}.{started}.{os.urandom(8).hex()}"
         path = self.directory / name
         # Not inherited across exec; a child forked before the close below holds the lock until it execs or ends.
         fd, hidden = self._open_nameless(path)
@@ -195,7 +198,7 @@ class WriterFile:
                 boot_id=boot_id(),
                 pid=self.pid,
                 uid=os.getuid(),
-                start_ticks=start_ticks("self"),
+                start_ticks=started,
                 pidns_inode=pid_namespace(),
                 created_ns=time.time_ns(),
                 lock_mode=LOCK_OFD if lock(fd) else LOCK_NONE,

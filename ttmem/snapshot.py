@@ -244,7 +244,7 @@ class Snapshot:
         table = np.empty(width * height, CORE_DTYPE)
         base, size, small = (geometry[name] for name in ("l1_cb_base", "worker_l1_size", "l1_small_size"))
         top = -1 if size is None or small is None else size - small
-        core_table(readings, width, height, -1 if base is None else base, top, memoryview(table).cast("B"))
+        core_table(readings, width, height, -1 if base is None else base, top, table.view(np.uint8))
         if any(r.grid != (width, height) for r in readings if r.grid):
             sizes = [grid, *(r.grid for r in readings if r.grid)]
             table = table[np.logical_or.reduce([(table["x"] < x) & (table["y"] < y) for x, y in sizes])]

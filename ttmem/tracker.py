@@ -32,7 +32,7 @@ class L1Tracker:
         self._publisher = publish(device_id, **geometry)
         known = self._publisher.geometry
         self._next_address = known.l1_cb_base or 0
-        self._width, self._height = known.grid.x, known.grid.y
+        self._width, self._height = known.grid or ASSUMED_GRID
 
     def track_cb(self, num_tiles: int, tile_size: int, num_cores: int = 1) -> int:
         """Count a circular buffer of ``num_tiles`` tiles of ``tile_size`` bytes on each of ``num_cores`` cores.

@@ -1,4 +1,4 @@
-"""List all files of ttmem and TT-Metal in shared memory, what is wrong and how to mend it; measure what publishing costs."""
+"""List all files of ttmem and TT-Metal in shared memory, what is wrong and the cure; measure what publishing costs."""
 
 from __future__ import annotations
 

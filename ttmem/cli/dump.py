@@ -14,10 +14,12 @@ from collections.abc import Callable, Sequence
 from typing import Any, TextIO
 
 from ttmem._version import __version__
+from ttmem.cli.page import PageFile
 from ttmem.errors import TtmemError
 from ttmem.views import fields
 from ttmem.views.cores import METRICS, grid_of, render_heat_map, render_map
 from ttmem.views.dump import grid_text, render_devices
+from ttmem.views.explanation import render_explanation
 from ttmem.views.tables import render_list, render_processes, render_programs
 from ttmem.views.text import Screen, clean, wrap
 
@@ -79,6 +81,8 @@ def build_parser() -> argparse.ArgumentParser:
     add("--map", type=_core, metavar="X,Y", help="address map of one core")
     add("--processes", action="store_true", help="the processes of each device")
     add("--programs", action="store_true", help="the cached programs of each device, largest first")
+    add("--explain", action="store_true", help="what the figures of each device mean")
+    add("--html", metavar="FILE", help="write all of it to one HTML page; - is stdout")
     add("--query", metavar="FIELDS", help="these fields, comma-separated, a row for each device; see --help-query")
     add("--format", metavar="FORMAT", help="of --query: csv[,noheader][,nounits]")
     add("--help-query", action="store_true", help="list all fields")
@@ -169,6 +173,7 @@ def _view(args: argparse.Namespace) -> None:
             ("--map", args.map),
             ("--processes", args.processes),
             ("--programs", args.programs),
+            ("--explain", args.explain),
             ("--compact", args.compact),
         )
         if on
@@ -176,6 +181,9 @@ def _view(args: argparse.Namespace) -> None:
     # JSON holds cores, programs and processes anyway, so those only choose what text shows.
     if len(asked) > 1 or (asked and asked != ["--json"] and text):
         raise _UsageError(f"{' and '.join((asked + text)[:2])} cannot be used together")
+    if args.html == "-" and (asked or text):
+        raise _UsageError(f"--html - and {(asked + text)[0]} cannot be used together: both go to stdout")
+    args.only_html = args.html is not None and not asked and not text
     if args.format and args.query is None:
         raise _UsageError("--format needs --query")
     if args.query is not None and not args.format:
@@ -194,6 +202,8 @@ def _text(
         parts.append(render_processes(devices, screen))
     if args.programs:
         parts.append(render_programs(devices, screen))
+    if args.explain:
+        parts.append(render_explanation(devices, screen))
     if not parts:
         return render_devices(devices, screen, compact=args.compact or None, now_ns=now_ns)
     return "\n".join(parts)
@@ -223,6 +233,7 @@ class _Dump:
         self.args = args
         self.keep = _selected(args.device)
         self.header, self.units = fields.parse_format(args.format) if args.format else (True, True)
+        self.page = None if args.html is None else PageFile(args.html)
         self.first = True
         self.told: set[str] = set()
         self.messages: list[str] | None = None
@@ -237,9 +248,21 @@ class _Dump:
             self.told.add(message)
             print(message, file=sys.stderr)
 
+    def said(self, text: str) -> None:
+        """Say what was done, at the first time only."""
+        if text and self.first:
+            self.tell(text)
+
     def render(self, snapshots: Sequence[Any], devices: Sequence[Any], now_ns: int, screen: Screen) -> str:
         """Return what stdout gets."""
         args = self.args
+        if self.page is not None:
+            try:
+                self.said(self.page.write(snapshots, devices, now_ns))
+            except OSError as error:
+                raise _UsageError(f"--html {args.html}: {error.strerror}: choose a file that can be written") from error
+            if args.only_html:
+                return ""
         if args.json:
             whole = {"schema": SCHEMA, "host": socket.gethostname(), "taken_ns": now_ns, "devices": list(devices)}
             return json.dumps(whole, indent=2 if args.watch is None else None) + "\n"
@@ -326,7 +349,7 @@ def _frame(text: str, messages: Sequence[str], screen: Screen) -> str:
 def _watch(dump: _Dump, interval: float, no_color: bool) -> int:
     """Repeat until interrupted: a terminal is painted over, a pipe gets one text after the other."""
     out = sys.stdout
-    paint = out.isatty() and not (dump.args.json or dump.args.csv or dump.args.query is not None)
+    paint = out.isatty() and not (dump.args.json or dump.args.csv or dump.args.query is not None or dump.args.only_html)
     due = time.monotonic()
     try:
         while True:

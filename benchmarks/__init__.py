@@ -1,0 +1,1 @@
+"""Benchmarks of ttmem beside its peers; ``python -m benchmarks.run`` and ``python -m benchmarks.segment``."""

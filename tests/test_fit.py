@@ -1,0 +1,133 @@
+"""What `fit` says of circular buffers that do not exist yet."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+import ttmem
+from ttmem.cli.fit import main
+from ttmem.cores import CoreRangeSet
+from ttmem.dumps import read_live
+from ttmem.fit import Room, fit, parse_cb, parse_cores
+
+CAPTURES = Path(__file__).parent / "captures"
+N150 = {"arch": "wormhole_b0", "grid": (8, 8), "l1_cb_base": 105664, "l1_small_size": 24576}
+TOP = 1499136 - 24576
+
+
+@pytest.fixture(autouse=True)
+def directory(tmp_path, monkeypatch):
+    monkeypatch.setenv("TTMEM_SHM_DIR", str(tmp_path))
+    monkeypatch.delenv("TTMEM_DISABLE", raising=False)
+    return tmp_path
+
+
+def answer(capsys, *argv, code):
+    found = main([*map(str, argv), "--json"])
+    out, err = capsys.readouterr()
+    assert found == code, err
+    return json.loads(out)
+
+
+def test_tiles_times_bytes_times_buffers_is_the_size_on_a_core():
+    cores = parse_cores("0-0:7-7")
+    assert parse_cb("8x2048x2", cores).size == 32768
+    assert parse_cb("8x2048", cores).size == 16384
+    assert parse_cb("64KiB", cores).size == 65536
+    assert parse_cb("1x1@3-4", cores).core_ranges == CoreRangeSet("[3-4 - 3-4]")
+
+
+@pytest.mark.parametrize("text", ["0-0:7-7", "0,0:7,7", "[0-0 - 7-7]", "{[(x=0,y=0) - (x=7,y=7)]}"])
+def test_cores_are_read_in_every_spelling(text):
+    assert parse_cores(text) == CoreRangeSet("[0-0 - 7-7]")
+    assert parse_cores("0-0:3-3+5-5").num_cores == 17
+
+
+@pytest.mark.parametrize("text", ["", "x", "8x", "0x2048", "8x0x2", "-1", "8x2048x2x2", "99999999999"])
+def test_what_is_no_circular_buffer_is_refused_with_an_example(text, capsys):
+    assert main([f"--cb={text}", "--cores", "0-0:7-7", "--l1", "1MiB"]) == 2
+    assert repr(text) in capsys.readouterr().err
+
+
+def test_the_example_of_the_manual_fits_with_its_headroom(capsys):
+    found = answer(capsys, "--cb", "8x2048x2", "--cores", "0-0:7-7", "--l1", "1.3MiB", code=0)
+    (device,) = found["devices"]
+    assert found["fits"] is True
+    assert device["ranges"][0]["headroom_bytes"] == 1363149 - 32768
+    (cb,) = device["circular_buffers"]
+    assert cb["largest_tiles"] == 1363149 // 4096
+
+
+def test_the_largest_size_fits_and_one_tile_more_does_not(capsys):
+    found = answer(capsys, "--cb", "8x2048x2", "--cb", "3x1088", "--cores", "0-0:7-7", "--l1", "200KiB", code=0)
+    for index, cb in enumerate(found["devices"][0]["circular_buffers"]):
+        texts = ["8x2048x2", "3x1088"]
+        for tiles, fits in ((cb["largest_tiles"], True), (cb["largest_tiles"] + 1, False)):
+            texts[index] = f"{tiles}x2048x2" if index == 0 else f"{tiles}x1088"
+            specs = [parse_cb(text, parse_cores("0-0:7-7")) for text in texts]
+            assert fit(specs, Room(0, 64, 200 * 1024)).fits is fits
+
+
+def test_what_does_not_fit_ends_with_3_and_says_by_how_much(capsys):
+    assert main(["--cb", "200KiB", "--cores", "0-0:7-7", "--l1", "100KiB"]) == 3
+    out = " ".join(capsys.readouterr().out.split())
+    assert "does not fit" in out
+    assert "102,400 bytes (100.0 KiB) above 102400" in out
+    assert "at most 102,400 bytes" in out
+
+
+def test_the_core_that_fails_on_a_live_device_is_named(capsys):
+    with ttmem.publish(0, **N150) as pub:
+        pub.allocate("L1", 4096, address=200000, size_per_bank=4096, core_ranges="{[3-4 - 3-4]}")
+        found = answer(capsys, "--cb", "64x2048", "--cores", "0-0:7-7", "-d", 0, code=3)
+        (row,) = found["devices"][0]["ranges"]
+        assert row["binding_core"] == {"x": 3, "y": 4}
+        assert row["headroom_bytes"] == 200000 - (105664 + 131072)
+        found = answer(capsys, "--cb", "64x2048", "--cores", "0-0:2-7", "-d", 0, code=0)
+        assert found["devices"][0]["ranges"][0]["headroom_bytes"] == TOP - 105664 - 131072
+
+
+def test_cores_outside_the_grid_do_not_fit(capsys):
+    with ttmem.publish(0, **N150):
+        found = answer(capsys, "--cb", "1x2048", "--cores", "0-0:8-8", "-d", 0, code=3)
+        assert found["devices"][0]["ranges"][0]["outside_grid"] is True
+
+
+def test_a_dump_gives_the_same_answer_as_the_live_device(capsys, tmp_path):
+    with ttmem.publish(0, **N150) as pub:
+        pub.allocate("L1", 64 * 4096, address=200000, size_per_bank=4096)
+        live = answer(capsys, "--cb", "64x2048", "--cores", "0-0:7-7", "-d", 0, code=3)
+        file = tmp_path / "dump.json"
+        file.write_text(json.dumps(read_live().to_dict()))
+    assert answer(capsys, "--cb", "64x2048", "--cores", "0-0:7-7", file, code=3) == live
+
+
+def test_a_capture_is_judged_at_the_moment_when_its_buffers_reached_lowest(capsys):
+    clash = CAPTURES / "n150_clash_8.json"
+    size = 527552 - 105664
+    found = answer(capsys, "--cb", size, "--cores", "0-0:7-3", clash, code=3)
+    (row,) = found["devices"][0]["ranges"]
+    assert (row["cb_region_end"], row["limit"], row["headroom_bytes"]) == (527552, 425984, -101568)
+    largest = found["devices"][0]["circular_buffers"][0]["largest_size_bytes"]
+    assert largest == 425984 - 105664
+    answer(capsys, "--cb", largest, "--cores", "0-0:7-3", clash, code=0)
+
+
+def test_buffers_to_come_take_their_part(capsys):
+    argv = ("--cb", "600KiB", "--cores", "0-0:0-0", "--l1", "1MiB")
+    answer(capsys, *argv, "--buffer", "424KiB", code=0)
+    answer(capsys, *argv, "--buffer", "424KiB", "--buffer", "1", code=3)
+
+
+def test_an_unknown_limit_is_no_answer(capsys):
+    file = CAPTURES / "n150_mlp_nodispatch.json"
+    found = answer(capsys, "--cb", "1x2048", "--cores", "0-0:0-0", file, code=1)
+    assert found["fits"] is None
+
+
+def test_no_device_ends_with_1(capsys):
+    assert main(["--cb", "1x2048", "--cores", "0-0:0-0"]) == 1
+    assert "no device is published" in capsys.readouterr().err

@@ -1,0 +1,105 @@
+"""How L1 is cut up, and what the regions set aside would have needed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import ttmem
+from ttmem.cli.fragmentation import main
+from ttmem.fragments import fragments
+from ttmem.reader import Host
+from ttmem.recording import RecordingWriter, read_host_for_recording
+from ttmem.replay import replay
+
+CAPTURES = Path(__file__).parent / "captures"
+N150 = {"arch": "wormhole_b0", "grid": (8, 8), "l1_cb_base": 105664, "l1_small_size": 24576, "trace_region_size": 4096}
+TOP = 1499136 - 24576
+
+
+@pytest.fixture(autouse=True)
+def directory(tmp_path, monkeypatch):
+    monkeypatch.setenv("TTMEM_SHM_DIR", str(tmp_path))
+    monkeypatch.delenv("TTMEM_DISABLE", raising=False)
+    return tmp_path
+
+
+@given(st.lists(st.tuples(st.integers(0, 60), st.integers(0, 60)), max_size=8))
+@settings(max_examples=100, deadline=None)
+def test_free_and_used_are_the_bytes_of_a_set(intervals):
+    found = fragments(intervals, begin=5, end=50)
+    covered = {byte for low, high in intervals for byte in range(low, high)} & set(range(5, 50))
+    free = set(range(5, 50)) - covered
+    assert found.used_bytes == len(covered)
+    assert {byte for low, high in found.holes for byte in range(low, high)} == free
+    assert found.free_bytes == len(free)
+    assert all(a[1] < b[0] for a, b in zip(found.holes, found.holes[1:], strict=False))
+
+
+def test_the_index_tells_one_hole_from_dust():
+    assert fragments([], begin=0, end=100).index == 0
+    assert fragments([(0, 100)], begin=0, end=100).index == 0
+    assert fragments([(10 * i + 5, 10 * i + 10) for i in range(10)], begin=0, end=100).index == 0.9
+
+
+def test_the_holes_of_a_live_device_and_of_its_recording_are_told(capsys, tmp_path):
+    host = Host()
+    with ttmem.publish(0, **N150) as pub:
+        for number in range(4):
+            pub.allocate("L1", 64 * 1024, address=TOP - 1024 * (2 * number + 1), size_per_bank=1024)
+        pub.allocate("TRACE", 1000)
+        pub.allocate("L1_SMALL", 64 * 32)
+        with RecordingWriter(tmp_path / "r") as writer:
+            writer.write(read_host_for_recording(host))
+            writer.write(read_host_for_recording(host))
+        assert main(["--json"]) == 0
+        live = json.loads(capsys.readouterr().out)
+    host.close()
+    l1 = live["devices"][0]["l1"]
+    assert l1["used_bytes"] == 4096
+    assert l1["free_segments"] == 4
+    assert l1["free_bytes"] == TOP - 105664 - 4096
+    assert l1["largest_free_bytes"] == TOP - 7 * 1024 - 105664
+    assert {s["option"]: s["needed_bytes"] for s in live["devices"][0]["suggestions"]} == {
+        "l1_small_size": 64,
+        "trace_region_size": 1024,
+    }
+    assert main([str(tmp_path / "r"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == live
+    assert main([str(tmp_path / "r")]) == 0
+    assert "fragmentation" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["n150_conv", "n150_clash_8"])
+def test_the_figures_of_a_replay_are_those_that_tt_metal_told_of_the_same_moment(name, capsys):
+    meta = json.loads((CAPTURES / f"{name}.meta.json").read_text())
+    (file,) = (p for p in CAPTURES.glob(f"{name}.json*") if ".meta" not in p.name)
+    view = meta["view_L1"]
+    base = 1499136 - 24576 - view["total_bytes_per_bank"]
+    run, _ = replay(file, publish=ttmem.publish, arch="wormhole_b0", grid=(8, 8), l1_cb_base=base, l1_small_size=24576)
+    with run:
+        assert main(["--json"]) == 0
+    l1 = json.loads(capsys.readouterr().out)["devices"][0]["l1"]
+    assert l1["used_bytes"] == view["total_bytes_allocated_per_bank"]
+    assert l1["free_bytes"] == view["total_bytes_free_per_bank"]
+    assert l1["largest_free_bytes"] == view["largest_contiguous_bytes_free_per_bank"]
+
+
+def test_a_capture_tells_the_l1_small_size_that_it_needed(capsys):
+    assert main([str(CAPTURES / "n150_conv.json.gz"), "--json"]) == 0
+    (device,) = json.loads(capsys.readouterr().out)["devices"]
+    (size,) = device["suggestions"]
+    meta = json.loads((CAPTURES / "n150_conv.meta.json").read_text())
+    used = meta["view_L1_SMALL"]["total_bytes_allocated_per_bank"]
+    assert size["option"] == "l1_small_size"
+    assert size["exact"] is True
+    assert used <= size["needed_bytes"] <= meta["view_L1_SMALL"]["total_bytes_per_bank"]
+
+
+def test_a_capture_without_such_buffers_needs_none(capsys):
+    assert main([str(CAPTURES / "n150_mlp.json")]) == 0
+    assert "0 is enough for both" in capsys.readouterr().err

@@ -1,0 +1,275 @@
+"""What the tests have a ttnn process do: ``scenes.py NAME [ARGUMENTS]`` prints one answer."""
+
+from __future__ import annotations
+
+import gc
+import os
+import statistics
+import sys
+import threading
+import time
+import warnings
+
+import ttnn
+import workloads
+from workloads import L1, WORKLOADS, Bench, Count, answer, regions
+
+from ttmem import _ttnn_hook as hook
+
+
+def figures(name, mesh=""):
+    """Follow a workload and compare with TT-Metal's regions."""
+    hook.start()
+    bench, count = Bench([int(n) for n in mesh.split("x")] if mesh else None), Count()
+    keep = WORKLOADS[name](bench)
+    lag = {}
+    count.feed(hook.drain())
+    chips = list(bench.device.get_device_ids())
+    for chip in chips:
+        lag[chip] = (count.covered(chip, "circular_buffer"), hook.total_cb(chip))
+    refreshed = bench.refresh()
+    count.feed(hook.drain())
+    theirs = regions()
+    answer(
+        ours={chip: count.figures(chip) for chip in chips},
+        theirs={chip: theirs[chip] for chip in chips},
+        now=lag,
+        all_kinds={chip: count.covered(chip, "circular_buffer", "dataflow_buffer") for chip in chips},
+        kinds=count.kinds,
+        dispatched=count.dispatched,
+        status=hook.status(),
+        refused=bench.refused,
+        kept=len(keep) + bool(refreshed),
+    )
+
+
+def counts(name, mode):
+    """Count a workload's events, with or without a graph capture around it."""
+    hook.start()
+    bench, count = Bench(), Count()
+    if mode == "capture":
+        ttnn.graph.begin_graph_capture(ttnn.graph.RunMode.NORMAL)
+    keep = WORKLOADS[name](bench)
+    nodes = ttnn.graph.end_graph_capture() if mode == "capture" else []
+    count.feed(hook.drain())
+    answer(kinds=count.kinds, dispatched=count.dispatched, nodes=len(nodes), kept=len(keep))
+
+
+def pretended():
+    """Allocate and dispatch in a NO_DISPATCH capture: nothing of it may count."""
+    hook.start()
+    bench, count = Bench(), Count()
+    x = bench.tensor(1, 1, 256, 256)
+    first = ttnn.add(x, x)
+    count.feed(hook.drain())
+    before = count.figures(0)
+    ttnn.graph.begin_graph_capture(ttnn.graph.RunMode.NO_DISPATCH)
+    y = bench.tensor(1, 1, 256, 256, memory=L1)
+    z = ttnn.add(x, x)
+    ttnn.graph.end_graph_capture()
+    inside = hook.drain()
+    del y, z
+    count.feed(inside)
+    count.feed(hook.drain())
+    answer(
+        before=before, after=count.figures(0), inside=len(inside), blocked=hook.status()["blocked"], kept=bool(first)
+    )
+
+
+def threads():
+    """Allocate, dispatch and free on four threads; ttnn 0.77 crashes by itself if they dispatch at the same moment."""
+    hook.start()
+    bench, count = Bench(), Count()
+    failures, turn = [], threading.Lock()
+
+    def work(number):
+        try:
+            for i in range(40):
+                x = bench.tensor(1, 1, 32 * (1 + number), 32 * (1 + i % 5), memory=L1 if i % 2 else workloads.DRAM)
+                with turn:
+                    y = ttnn.add(x, x)
+                if i % 3:
+                    ttnn.deallocate(y)
+        except Exception as error:
+            failures.append(repr(error))
+
+    workers = [threading.Thread(target=work, args=(n,)) for n in range(4)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    gc.collect()
+    bench.refresh()
+    count.feed(hook.drain())
+    answer(ours=count.figures(0), theirs=regions()[0], dispatched=count.dispatched, failures=failures)
+
+
+def overlap():
+    """Two circular buffers whose ranges share a core: TT-Metal charges each to every core of both."""
+    hook.start()
+    bench, count = Bench(), Count()
+    bench.circular([(4096, (0, 0, 1, 0)), (8192, (1, 0, 2, 0))])
+    count.feed(hook.drain())
+    (footprint,) = count.programs.values()
+    answer(ours=count.covered(0, "circular_buffer"), theirs=regions()[0]["cb"], footprint=footprint)
+
+
+def clash():
+    """Lay circular buffers out into a live L1 buffer: TT-Metal throws."""
+    hook.start()
+    bench, count = Bench(), Count()
+    bench.circular([(2048, (0, 0, 0, 0))])
+    before = hook.total_cb(0)
+    tensor = bench.tensor(1, 1, 2048, 17152, memory=L1)
+    thrown = ""
+    try:
+        bench.circular([(409600, (0, 0, 1, 0))])
+    except RuntimeError as error:
+        thrown = str(error)
+    count.feed(hook.drain())
+    now = hook.total_cb(0)
+    after = count.covered(0, "circular_buffer")
+    time.sleep(0.2)
+    bench.circular([(4096, (2, 0, 2, 0))])
+    count.feed(hook.drain())
+    answer(
+        before=before,
+        now=now,
+        ours=after,
+        thrown=thrown,
+        refreshed=regions()[0]["cb"],
+        ours_refreshed=count.covered(0, "circular_buffer"),
+        kept=bool(tensor),
+    )
+
+
+def undone():
+    """Stop and start again; calls go on as if nothing had been."""
+    bench = Bench()
+    x = bench.tensor(1, 1, 64, 64)
+    started = hook.start()
+    keep = [ttnn.add(x, x)]
+    held, seen = hook.status()["held"], len(hook.drain())
+    left = hook.stop()
+    keep.append(ttnn.multiply(x, x))
+    silent = len(hook.drain())
+    hook.start()
+    keep.append(ttnn.add(x, x))
+    again = [event[0] for event in hook.drain()]
+    status = hook.status()
+    unknown = status["unknown_dispatches"]
+    hook.stop()
+    answer(
+        started=started,
+        held=held,
+        slots=status["slots"],
+        seen=seen,
+        left=left,
+        silent=silent,
+        again=again,
+        unknown=unknown,
+        held_after=hook.status()["held"],
+        kept=len(keep),
+    )
+
+
+def tracked(name, mesh=""):
+    """Track a workload through the publisher and read it back as any reader does."""
+    import ttmem
+    import ttmem.ttnn
+
+    bench = Bench([int(n) for n in mesh.split("x")] if mesh else None)
+    early = bench.tensor(1, 1, 64, 64, memory=L1)
+    with warnings.catch_warnings(record=True) as raised:
+        warnings.simplefilter("always")
+        tracker = ttmem.ttnn.track(bench.device)
+    keep = WORKLOADS[name](bench)
+    bench.refresh()
+    tracker.sync()
+    theirs, ours, devices = regions(), {}, {}
+    for chip in bench.device.get_device_ids():
+        with ttmem.attach(chip) as reader:
+            devices[chip] = reader.snapshot().to_dict()
+        memory = devices[chip]["memory"]
+        ours[chip] = {key: memory[key]["used_bytes"] for key in ("dram", "l1", "l1_small", "trace")}
+        ours[chip]["cb"] = memory["cb"]["physical_bytes"]
+    ttnn.deallocate(early)
+    tracker.sync()
+    l1_after = {chip: ttmem.attach(chip).snapshot().memory.l1.used_bytes for chip in ours}
+    l1_theirs = {chip: regions()[chip]["l1"] for chip in ours}
+    first = next(iter(devices.values()))
+    tracker.stop()
+    answer(
+        active=True,
+        raised=[str(one.message) for one in raised],
+        ours=ours,
+        theirs={chip: theirs[chip] for chip in ours},
+        l1_after=l1_after,
+        l1_theirs=l1_theirs,
+        geometry={key: first[key] for key in ("arch", "grid", "asic_id", "source", "state")},
+        asic_ids={chip: device["asic_id"] for chip, device in devices.items()},
+        accounting=first["l1_accounting"],
+        programs=[row["name"] for row in first["programs"]],
+        sources_after=[device.source for device in ttmem.devices()],
+        held_after=hook.status()["held"],
+        kept=len(keep),
+        pid=os.getpid(),
+        pids=[process["pid"] for process in first["processes"]],
+    )
+
+
+def closed():
+    """Close the device under the tracker, with tensors alive, from before and from after its start."""
+    import ttmem
+    import ttmem.ttnn
+
+    bench = Bench()
+    early = bench.tensor(1, 1, 64, 64)
+    early_sum = ttnn.add(early, early)
+    tracker = ttmem.ttnn.track(bench.device)
+    late = bench.tensor(1, 1, 64, 64, memory=L1)
+    late_sum = ttnn.multiply(late, late)
+    tracker.sync()
+    open_memory = ttmem.attach(0).snapshot().to_dict()["memory"]
+    bench.close()
+    tracker.sync()
+    after = ttmem.attach(0).snapshot().to_dict()["memory"]
+    del early, early_sum, late, late_sum
+    bench.device = tracker.device = None
+    gc.collect()
+    tracker.sync()
+    tracker.stop()
+
+    def used(memory):
+        return [memory["dram"]["used_bytes"], memory["l1"]["used_bytes"], memory["cb"]["physical_bytes"]]
+
+    answer(open=used(open_memory), after=used(after), warnings=tracker.warnings)
+
+
+def overhead(rounds="30"):
+    """Time a loop of cached ttnn.add with the hook on and off, in turn; the answer has the median of the ratios."""
+    bench = Bench()
+    x = bench.tensor(1, 1, 256, 256)
+
+    def loop(count=1000):
+        begin = time.perf_counter()
+        for _ in range(count):
+            ttnn.deallocate(ttnn.add(x, x))
+        return (time.perf_counter() - begin) / count * 1e6
+
+    loop()
+    on, off = [], []
+    for i in range(int(rounds)):
+        for followed in (i % 2, 1 - i % 2):
+            if followed:
+                hook.start()
+            (on if followed else off).append(loop())
+            hook.stop()
+            hook.drain()
+    ratios = [a / b for a, b in zip(on, off, strict=True)]
+    answer(on_us=statistics.median(on), off_us=statistics.median(off), ratio=statistics.median(ratios))
+
+
+SCENES = (figures, counts, pretended, threads, overlap, clash, undone, tracked, closed, overhead)
+if __name__ == "__main__":
+    {scene.__name__: scene for scene in SCENES}[sys.argv[1]](*sys.argv[2:])

@@ -1,0 +1,208 @@
+"""Tell whether circular buffers that do not exist yet would fit, and how large each may be.
+
+--cb is TILESxTILE_BYTES[xBUFFERS]: 8x2048x2 holds 8 tiles of 2048 bytes, double buffered, 32768 bytes on each core. A
+plain size such as 64KiB will do, and @CORES behind either puts that one elsewhere. They are placed in the order given,
+as one program. What they may take is --l1, the bytes of each core that CBs and L1 buffers share, or that of a device:
+live (-d N), in a dump, or in a capture, where the moment counts at which its L1 buffers reached lowest.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from ttmem.clash import judge_capture
+from ttmem.cli.dump import EXIT_CONDITION, EXIT_DONE, screen_of
+from ttmem.cli.sources import (
+    NothingError,
+    UnreadableError,
+    UsageError,
+    add_geometry,
+    geometry_of,
+    live_devices,
+    run,
+    select_devices,
+    write,
+)
+from ttmem.dumps import Dump, cb_base_of, kind_of_file, read_dump
+from ttmem.errors import InvalidIntervalError
+from ttmem.fit import Room, fit, parse_cb, parse_cores
+from ttmem.model import DRAM_ALIGNMENT, Geometry
+from ttmem.replay import ASSUMED_CB_BASE
+from ttmem.units import parse_size
+from ttmem.views.fit import render_fit
+
+_EPILOG = """\
+exit codes: 0 it fits; 1 nothing to read, or not enough is known; 2 wrong usage; 3 it does not fit; 4 unreadable
+
+examples:
+  python -m ttmem fit --cb 8x2048x2 --cores 0-0:7-7 --l1 1.3MiB
+  python -m ttmem fit --cb 8x2048x2 --cb 64KiB@0-0:3-3 --cores 0-0:7-7 -d 0
+  python -m ttmem fit --cb 8x2048x2 --cores 0-0:7-7 --buffer 512KiB --arch wormhole_b0
+"""
+Tell = Callable[[str], None]
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of the verb."""
+    parser = argparse.ArgumentParser(
+        prog="python -m ttmem fit",
+        description=__doc__,
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("source", nargs="?", metavar="SOURCE", help="a dump or a capture whose device it is")
+    add("--cb", action="append", required=True, metavar="CB", help="TILESxTILE_BYTES[xBUFFERS][@CORES] or SIZE[@CORES]")
+    add("--cores", metavar="X-Y:X-Y", help="where they lie, corners inclusive; + joins rectangles")
+    add("--l1", metavar="SIZE", help="bytes of each core that CBs and L1 buffers share")
+    add("--buffer", action="append", metavar="SIZE", help="an L1 buffer to come, bytes on each core; may be repeated")
+    add("-d", "--device", action="append", metavar="N", help="these devices: ids or 0x asic ids, comma-separated")
+    add("--json", action="store_true", help="the answer as JSON")
+    add("--no-color", action="store_true", help="plain text; so does NO_COLOR")
+    add_geometry(parser)
+    return parser
+
+
+def _size(text: str, option: str) -> int:
+    try:
+        size = parse_size(text)
+    except ValueError as error:
+        raise UsageError(f"argument {option}: {error}") from error
+    if size < 0:
+        raise UsageError(f"argument {option}: must not be negative, got {text}")
+    return size
+
+
+def _thought_of(given: Geometry, shared: int | None) -> Room:
+    """Return the room on a device of which only options tell."""
+    alignment = DRAM_ALIGNMENT[given.arch] if given.arch else 64
+    if shared is not None:
+        base = given.l1_cb_base or 0
+        return Room(base, alignment, base + shared)
+    base = ASSUMED_CB_BASE[given.arch] if given.l1_cb_base is None and given.arch else given.l1_cb_base or 0
+    assert given.worker_l1_size is not None
+    return Room(base, alignment, given.worker_l1_size - (given.l1_small_size or 0))
+
+
+def _of_device(device: Mapping[str, Any], given: Geometry, shared: int | None) -> Room:
+    """Return the room on a device that is published or was dumped."""
+    grid, accounting = device.get("grid"), device.get("l1_accounting") or {}
+    base = cb_base_of(device) if given.l1_cb_base is None else given.l1_cb_base
+    if base is None:
+        raise NothingError(f"device {device.get('device_id')} does not tell its CB base: give --l1-cb-base")
+    total, small = accounting.get("total_bytes"), accounting.get("l1_small_bytes")
+    top = None
+    if shared is not None:
+        top = base + shared
+    elif given.worker_l1_size is not None and given.l1_small_size is not None:
+        top = given.worker_l1_size - given.l1_small_size
+    elif grid and total is not None and small is not None:
+        top = (total - small) // (grid["x"] * grid["y"])
+    arch = given.arch or device.get("arch")
+    lowest = {
+        (row["x"], row["y"]): row["l1_lowest_address"]
+        for row in device.get("cores") or ()
+        if row.get("l1_lowest_address") is not None
+    }
+    return Room(
+        base,
+        DRAM_ALIGNMENT.get(str(arch), 64),
+        top,
+        (grid["x"], grid["y"]) if grid else None,
+        lowest,
+        device_id=device.get("device_id"),
+    )
+
+
+def _of_capture(path: str, given: Geometry, shared: int | None, tell: Tell) -> list[Room]:
+    """Return the room on each chip of a capture, at the moment when its L1 buffers reached lowest."""
+    judgement = judge_capture(path, geometry=given)
+    rooms = []
+    for chip, state in sorted(judgement.watch.chips.items()):
+        laid = [
+            cb.address
+            for finding in judgement.findings
+            if finding.device_id == chip
+            for cb in finding.circular_buffers
+            if cb.address is not None
+        ]
+        wide = any(_columns(finding.core_range) > 8 for finding in judgement.findings)
+        arch = state.arch or ("blackhole" if wide else "wormhole_b0")
+        # The first CB of a program lies at the base.
+        base = state.base if state.base is not None else min(laid, default=ASSUMED_CB_BASE[arch])
+        top = base + shared if shared is not None else state.top
+        rooms.append(Room(base, DRAM_ALIGNMENT[arch], top, None, {}, state.lowest_ever, chip))
+    for notice in judgement.notices:
+        tell(notice)
+    if not rooms:
+        raise NothingError(f"{path} has neither circular buffers nor L1 buffers")
+    return rooms
+
+
+def _columns(core_range: str | None) -> int:
+    box = parse_cores(core_range).bounding_box if core_range else None
+    return 0 if box is None else box.end.x + 1
+
+
+def _rooms(args: argparse.Namespace, tell: Tell) -> list[Room]:
+    given = geometry_of(args)
+    shared = None if args.l1 is None else _size(args.l1, "--l1")
+    if args.source is not None:
+        kind = kind_of_file(args.source)
+        if kind == "recording":
+            raise UnreadableError(f"{args.source} is a recording: replay it with --hold and ask with -d")
+        if kind == "capture":
+            rooms = _of_capture(args.source, given, shared, tell)
+            wanted = {name.strip() for item in args.device or () for name in item.split(",")}
+            rooms = [room for room in rooms if not wanted or str(room.device_id) in wanted]
+            if not rooms:
+                raise NothingError(f"no such chip in the capture: {', '.join(sorted(wanted))}")
+            return rooms
+        devices = select_devices(read_dump(args.source), args.device)
+        return [_of_device(device, given, shared) for device in devices]
+    if args.device is None and (shared is not None or given.worker_l1_size is not None):
+        return [_thought_of(given, shared)]
+    dump: Dump = live_devices(args.device, tell, buffers=False)
+    return [_of_device(device, given, shared) for device in dump.devices]
+
+
+def _body(args: argparse.Namespace, tell: Tell) -> int:
+    try:
+        cores = None if args.cores is None else parse_cores(args.cores)
+        specs = [parse_cb(text, cores) for text in args.cb]
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    taken = sum(_size(text, "--buffer") for text in args.buffer or ())
+    try:
+        answers = [fit(specs, room, taken=taken) for room in _rooms(args, tell)]
+    except InvalidIntervalError as error:
+        raise UsageError(str(error)) from error
+    fits = all(answer.fits for answer in answers)
+    unknown = [answer for answer in answers if not answer.known and answer.fits]
+    if unknown:
+        tell("how far L1 reaches is not known: give --l1, or --worker-l1-size and --l1-small-size")
+    if args.json:
+        whole = {
+            "fits": False if not fits else None if unknown else True,
+            "devices": [answer.to_dict() for answer in answers],
+        }
+        write(json.dumps(whole, indent=2) + "\n")
+    else:
+        screen = screen_of(sys.stdout, no_color=args.no_color)
+        write("\n".join(render_fit(answer, screen) for answer in answers))
+    if not fits:
+        return EXIT_CONDITION
+    return EXIT_DONE if not unknown else 1
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the verb and return its exit code.
+
+    Args:
+        argv: the arguments; None takes the process's.
+    """
+    return run(build_parser(), _body, argv, empty={"fits": None, "devices": []})

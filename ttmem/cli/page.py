@@ -1,0 +1,80 @@
+"""Writes the HTML page of ``ttmem-dump --html``."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ttmem.units import format_bytes
+
+_MOMENTS_MAX = 4096
+"""Moments that are kept while watching; beyond it every second one goes."""
+_KEPT = ("device_id", "asic_id", "memory", "l1_accounting")
+
+
+def core_details(snapshot: Any, device: Any) -> dict[tuple[int, int], Any] | None:
+    """Return the address ranges of each core, or None where the source tells no cores."""
+    cores = device.get("cores")
+    return None if cores is None else {(c["x"], c["y"]): snapshot.core_map(c["x"], c["y"]) for c in cores}
+
+
+class PageFile:
+    """The page at a path; written again, it holds also what was seen before, as a timeline.
+
+    Args:
+        path: where to write; ``-`` is stdout.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self._moments: list[dict[str, Any]] = []
+
+    def write(self, snapshots: Sequence[Any], devices: Sequence[Any], taken_ns: int) -> str:
+        """Write the page; return a sentence on it, empty if it went to stdout.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        from ttmem.views.html import render_html  # so that other commands need no jinja2
+
+        kept = [{key: device.get(key) for key in _KEPT} for device in devices]
+        self._moments.append({"taken_ns": taken_ns, "devices": kept})
+        if len(self._moments) > _MOMENTS_MAX:
+            del self._moments[1::2]
+        text = render_html(
+            devices,
+            taken_ns=taken_ns,
+            host=socket.gethostname(),
+            core_details=[core_details(s, d) for s, d in zip(snapshots, devices, strict=True)],
+            buffers=[s.buffers() for s in snapshots],
+            timeline=self._moments if len(self._moments) > 1 else None,
+        )
+        data = text.encode()
+        if self.path == "-":
+            sys.stdout.flush()
+            sys.stdout.buffer.write(data)
+            sys.stdout.buffer.flush()
+            return ""
+        _write(Path(self.path), data)
+        return f"wrote {self.path} ({format_bytes(len(data))})"
+
+
+def _write(path: Path, data: bytes) -> None:
+    """Write a file whole: a browser that loads it while it is written again gets the one or the other."""
+    path = path.resolve()
+    if path.exists() and not path.is_file():
+        # A pipe or a device must stay what it is.
+        path.write_bytes(data)
+        return
+    new = path.with_name(f".{path.name}.{os.getpid()}.new")
+    try:
+        new.write_bytes(data)
+        new.replace(path)
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            new.unlink()

@@ -1,0 +1,203 @@
+"""What the verbs that answer questions share: where their devices come from, and how they end."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import select
+import stat
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from ttmem.cli.dump import EXIT_DONE, EXIT_NOTHING, EXIT_UNREADABLE, EXIT_USAGE
+from ttmem.dumps import Dump, read_live
+from ttmem.errors import TtmemError
+from ttmem.model import Geometry
+from ttmem.units import parse_size
+from ttmem.views.text import clean
+
+STDIN_WAIT_SECONDS = 5.0
+"""How long a pipe on stdin that nobody asked for may stay silent before it is taken for nothing."""
+
+
+class UsageError(Exception):
+    """The command line asks for something that is not possible."""
+
+
+class NothingError(Exception):
+    """There was nothing to read."""
+
+
+class UnreadableError(Exception):
+    """There were files, and none was readable."""
+
+
+def device_filter(wanted: Sequence[str] | None) -> Callable[[Mapping[str, Any]], bool]:
+    """Return the test for ``-d``: ids or 0x asic ids, comma-separated.
+
+    Raises:
+        UsageError: a name is neither.
+    """
+    ids: set[int] = set()
+    chips: set[int] = set()
+    for name in (part.strip() for text in wanted or () for part in text.split(",")):
+        is_chip = name.lower().startswith("0x")
+        try:
+            (chips if is_chip else ids).add(int(name, 16 if is_chip else 10))
+        except ValueError:
+            raise UsageError(f"argument -d/--device: expected a device id or a 0x asic id, got {name!r}") from None
+
+    def test(device: Mapping[str, Any]) -> bool:
+        chip = device.get("asic_id")
+        return not wanted or device.get("device_id") in ids or (chip is not None and int(str(chip), 0) in chips)
+
+    return test
+
+
+def select_devices(dump: Dump, wanted: Sequence[str] | None) -> list[dict[str, Any]]:
+    """Return the devices that ``-d`` names, all without it.
+
+    Raises:
+        NothingError: there is none.
+        UsageError: a name is no id.
+    """
+    test = device_filter(wanted)
+    found = [device for device in dump.devices if test(device)]
+    if not found and dump.devices:
+        there = ", ".join(str(device.get("device_id")) for device in dump.devices)
+        raise NothingError(f"no such device: {', '.join(wanted or ())}; there is {there}")
+    if not found and dump.problems:
+        raise UnreadableError("; ".join(dump.problems))
+    if not found:
+        where = os.environ.get("TTMEM_SHM_DIR") or "/dev/shm"
+        raise NothingError(
+            f"no device is published in {where}: name a capture or a dump, or start a program that uses ttmem.publish, "
+            "ttmem-replay CAPTURE --hold, or TT-Metal with its memory tracking on"
+        )
+    return found
+
+
+def live_devices(wanted: Sequence[str] | None, tell: Callable[[str], None], *, buffers: bool = True) -> Dump:
+    """Return the devices of this host that ``-d`` names, with their live buffers.
+
+    Raises:
+        NothingError: there is none.
+        UnreadableError: there are files, and none was readable.
+        UsageError: a name is no id.
+    """
+    dump = read_live(buffers=buffers)
+    selected = select_devices(dump, wanted)
+    for problem in dump.problems:
+        tell(problem)
+    return Dump(selected, dump.taken_ns, dump.host)
+
+
+def piped_stdin() -> bool:
+    """Tell whether something stands on stdin that was put there: a file, or a pipe that says something soon."""
+    try:
+        mode = os.fstat(sys.stdin.fileno()).st_mode
+        if stat.S_ISREG(mode):
+            return os.fstat(sys.stdin.fileno()).st_size > 0
+        if not stat.S_ISFIFO(mode):
+            return False
+        ready, _, _ = select.select([sys.stdin], [], [], STDIN_WAIT_SECONDS)
+    except (OSError, ValueError, AttributeError):
+        return False
+    # At the end of an empty pipe select says ready; what is read is then the empty text.
+    return bool(ready)
+
+
+def add_geometry(parser: argparse.ArgumentParser) -> None:
+    """Add the options that tell what a capture does not."""
+    group = parser.add_argument_group("geometry, which captures do not tell")
+    group.add_argument("--arch", metavar="NAME", help="grayskull, wormhole_b0 or blackhole")
+    group.add_argument("--worker-l1-size", metavar="SIZE", help="L1 of one core")
+    group.add_argument("--l1-cb-base", metavar="ADDRESS", help="the first address that CBs may take")
+    group.add_argument("--l1-small-size", metavar="SIZE", help="the L1_SMALL region of each core")
+
+
+def geometry_of(args: argparse.Namespace) -> Geometry:
+    """Return what :func:`add_geometry` asked for.
+
+    Raises:
+        UsageError: a value is none, or they contradict each other.
+    """
+    try:
+        return Geometry.of(
+            arch=args.arch,
+            worker_l1_size=None if args.worker_l1_size is None else parse_size(args.worker_l1_size),
+            l1_cb_base=None if args.l1_cb_base is None else parse_size(args.l1_cb_base),
+            l1_small_size=None if args.l1_small_size is None else parse_size(args.l1_small_size),
+        )
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+
+
+def write(text: str) -> None:
+    """Write to stdout what its encoding has."""
+    encoding = getattr(sys.stdout, "encoding", None) or "ascii"
+    sys.stdout.write(text.encode(encoding, "backslashreplace").decode(encoding))
+    sys.stdout.flush()
+
+
+def teller(prog: str) -> Callable[[str], None]:
+    """Return what says something on stderr, each text once."""
+    told: set[str] = set()
+
+    def tell(text: str) -> None:
+        if text not in told:
+            told.add(text)
+            print(f"{prog}: {clean(text)}", file=sys.stderr)
+
+    return tell
+
+
+def run(
+    parser: argparse.ArgumentParser,
+    body: Callable[[argparse.Namespace, Callable[[str], None]], int],
+    argv: Sequence[str] | None,
+    *,
+    empty: Mapping[str, Any] | None = None,
+) -> int:
+    """Parse ``argv``, carry a verb out, and return its exit code: the contract's, for whatever went wrong.
+
+    Args:
+        parser: of the verb.
+        body: carries it out, given the arguments and what tells people something; returns the exit code.
+        argv: None takes the process's.
+        empty: what stdout holds under ``--json`` when there was nothing.
+    """
+    try:
+        args = parser.parse_args(argv)
+    except SystemExit as stop:
+        return int(stop.code or 0) if not isinstance(stop.code, str) else EXIT_USAGE
+    tell = teller(parser.prog)
+    code = EXIT_UNREADABLE
+    try:
+        try:
+            return body(args, tell)
+        except UsageError as error:
+            parser.print_usage(sys.stderr)
+            print(f"{parser.prog}: error: {clean(error)}", file=sys.stderr)
+            return EXIT_USAGE
+        except NothingError as error:
+            tell(str(error))
+            code = EXIT_NOTHING
+        except (UnreadableError, TtmemError, OSError) as error:
+            if isinstance(error, BrokenPipeError):
+                raise
+            tell(str(error))
+            if isinstance(error, FileNotFoundError) or isinstance(error.__cause__, FileNotFoundError):
+                code = EXIT_NOTHING
+        if empty is not None and getattr(args, "json", False):
+            import json
+
+            write(json.dumps(empty) + "\n")
+        return code
+    except BrokenPipeError:
+        # The reader (head, grep -q) has what it wants. Python would complain at exit about what is still buffered.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_DONE
+    except KeyboardInterrupt:
+        return 130

@@ -1,0 +1,118 @@
+"""Show the memory of all Tenstorrent devices live: charts, heat maps of cores, address maps, programs, processes."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+
+from ttmem._version import __version__
+from ttmem.errors import TtmemError
+
+_INTERVAL = 0.1
+"""Seconds between two samples unless told."""
+_SHARE = 0.125
+"""The most of a core that sampling may take unless an interval is told."""
+EXIT_DONE, EXIT_NOTHING, EXIT_USAGE = range(3)
+_EPILOG = """\
+keys: 1-5 pages, arrows select, Enter opens, Space pauses, m figure of the heat map, , . sort, / filter, h help, q quit
+"""
+
+
+def _interval(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected seconds, got {text!r}") from None
+    if not 0.02 <= seconds <= 3600:
+        raise argparse.ArgumentTypeError(f"expected 0.02 to 3600 seconds, got {text}")
+    return seconds
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of ``ttmem-top``."""
+    parser = argparse.ArgumentParser(
+        prog="ttmem-top", description=__doc__, epilog=_EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("-d", "--device", action="append", metavar="N", help="only these devices: ids or 0x asic ids, comma-separated")
+    add(
+        "--interval",
+        type=_interval,
+        metavar="SEC",
+        help="seconds between two samples (default 0.1, longer where that would take more than an eighth of a core); the "
+        "screen is painted at most 4 times a second",
+    )
+    add("--source", choices=("auto", "ttmem", "tt-metal"), default="auto", help="who published it (default auto)")
+    add("--replay", metavar="FILE", help="play a file: a recording, or dumps of ttmem-dump --json")
+    add("--no-color", action="store_true", help="plain text; so does NO_COLOR")
+    add("-V", "--version", action="version", version=f"ttmem {__version__}")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run ``ttmem-top`` and return its exit code.
+
+    Args:
+        argv: the arguments; None takes the process's.
+    """
+    parser = build_parser()
+    try:
+        args = parser.parse_args(argv)
+    except SystemExit as stop:
+        return int(stop.code or 0) if not isinstance(stop.code, str) else EXIT_USAGE
+    keep = None
+    if args.device:
+        # The text views come in with it, which a start without it does not need.
+        from ttmem.cli.dump import _selected, _UsageError
+
+        try:
+            keep = _selected(args.device)
+        except _UsageError as error:
+            parser.print_usage(sys.stderr)
+            print(f"ttmem-top: error: {error}", file=sys.stderr)
+            return EXIT_USAGE
+    if not all(stream.isatty() for stream in (sys.stdin, sys.stdout, sys.stderr)):
+        print(
+            "ttmem-top: error: stdin, stdout and stderr must be a terminal; in pipes use ttmem-dump, or ttmem-dump -w",
+            file=sys.stderr,
+        )
+        return EXIT_USAGE
+    color = not (args.no_color or os.environ.get("NO_COLOR"))
+    if not color:
+        os.environ["NO_COLOR"] = "1"
+    # Only now, so that --help and mistakes cost nothing.
+    from ttmem.top.model import Model
+    from ttmem.top.source import LiveSource, ReplaySource, Sampler, Source, open_frames
+
+    player = None
+    source: Source
+    if args.replay is None:
+        source = LiveSource(args.source, keep)
+    else:
+        try:
+            source = player = ReplaySource(open_frames(args.replay), keep)
+        except TtmemError as error:
+            print(f"ttmem-top: error: {error}", file=sys.stderr)
+            return EXIT_NOTHING
+    from ttmem.top.app import TopApp
+
+    model = Model()
+    interval = _INTERVAL if args.interval is None else args.interval
+    encoding = (sys.stdout.encoding or "ascii").lower().replace("-", "").replace("_", "")
+    app = TopApp(
+        model,
+        sampler=Sampler(source, model, interval, share=_SHARE if args.interval is None else 1.0),
+        player=player,
+        where=os.environ.get("TTMEM_SHM_DIR") or "/dev/shm",
+        color=color,
+        unicode=encoding.startswith("utf"),
+        interval=interval,
+    )
+    code = app.run()
+    return EXIT_DONE if code is None else code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,191 @@
+"""Dumps: files that hold device objects, as ``ttmem-dump --json`` writes them, and what tells them from other files."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import ijson  # type: ignore[import-untyped]
+
+from ttmem.errors import TtmemError
+from ttmem.model import BufferType
+
+RECORDING_MAGIC = b"ttmemrec"
+"""The first bytes of a recording."""
+MAX_DUMP_BYTES = 2**30
+"""The largest dump that is read; 32 devices with all their cores take about 2 MB."""
+
+
+class DumpError(TtmemError, ValueError):
+    """A file holds no device objects that can be read."""
+
+
+@dataclass(frozen=True, slots=True)
+class Dump:
+    """The devices of a host at one moment.
+
+    Attributes:
+        devices: device objects of the JSON; each may carry ``buffers``, a list of its live buffers.
+        taken_ns: CLOCK_REALTIME, or None if it is not known.
+        host: the host's name, or None.
+        problems: what could not be read, for people.
+    """
+
+    devices: list[dict[str, Any]]
+    taken_ns: int | None = None
+    host: str | None = None
+    problems: list[str] = field(default_factory=list)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the whole object of the JSON."""
+        return {"schema": 1, "host": self.host, "taken_ns": self.taken_ns, "devices": self.devices}
+
+
+def kind_of_file(path: str | os.PathLike[str]) -> str:
+    """Return what a file is: ``capture`` (a report too), ``dump`` or ``recording``.
+
+    Raises:
+        DumpError: it cannot be read, or is none of them.
+    """
+    try:
+        with open(path, "rb") as raw:
+            start = raw.read(len(RECORDING_MAGIC))
+        if start == RECORDING_MAGIC:
+            return "recording"
+        opened = gzip.open if start[:2] == b"\x1f\x8b" else open
+        with opened(path, "rb") as file:
+            head = file.read(4096).removeprefix(b"\xef\xbb\xbf").lstrip()
+            if head[:1] == b"[":
+                return "capture"
+            if head[:1] == b"{":
+                file.seek(0)
+                # A report's graph may be large: what comes first decides.
+                for prefix, event, value in ijson.parse(file, use_float=True):
+                    if event == "map_key" and not prefix:
+                        if value in ("schema", "taken_ns", "memory"):
+                            return "dump"
+                        if value == "graph":
+                            return "capture"
+    except (OSError, EOFError, zlib.error, ijson.JSONError, ValueError, RecursionError) as error:
+        raise DumpError(f"cannot read {os.fspath(path)}: {error}") from error
+    raise DumpError(
+        f"{os.fspath(path)} is no graph capture, no dump and no recording: make a dump with `ttmem-dump --json`"
+    )
+
+
+def read_dump(path: str | os.PathLike[str]) -> Dump:
+    """Return the devices of a dump, plain or gzipped.
+
+    Raises:
+        DumpError: the file is no dump.
+    """
+    name = os.fspath(path)
+    try:
+        with open(path, "rb") as raw:
+            gzipped = raw.read(2) == b"\x1f\x8b"
+        with gzip.open(path, "rb") if gzipped else open(path, "rb") as file:
+            text = file.read(MAX_DUMP_BYTES + 1)
+    except (OSError, EOFError, zlib.error) as error:
+        raise DumpError(f"cannot read {name}: {error}") from error
+    if len(text) > MAX_DUMP_BYTES:
+        raise DumpError(f"{name} is larger than {MAX_DUMP_BYTES} bytes: no dump is")
+    return dump_of_text(text, name)
+
+
+def dump_of_text(text: str | bytes, name: str) -> Dump:
+    """Return the devices of a dump's text; of several dumps, one a line, the last.
+
+    Args:
+        text: the JSON.
+        name: where it came from, for the error.
+
+    Raises:
+        DumpError: it is no dump.
+    """
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        try:
+            # What `ttmem-dump --json --watch` writes; its last line may be incomplete.
+            lines = [line for line in text.splitlines() if line.strip()]
+            found = json.loads(lines[-1] if len(lines) == 1 else _last_whole(lines))
+        except (ValueError, IndexError, RecursionError):
+            raise DumpError(f"{name} is not JSON: {error}") from None
+    if isinstance(found, Mapping) and "devices" not in found and "memory" in found:
+        found = {"devices": [found]}
+    devices = found.get("devices") if isinstance(found, Mapping) else None
+    if not isinstance(devices, list) or not all(isinstance(device, dict) for device in devices):
+        raise DumpError(f'{name} is no dump: it has no list of "devices"; make one with `ttmem-dump --json`')
+    for device in devices:
+        _check(device, name)
+    taken_ns, host = found.get("taken_ns"), found.get("host")
+    return Dump(
+        devices,
+        taken_ns if isinstance(taken_ns, int) else None,
+        host if isinstance(host, str) else None,
+    )
+
+
+def _last_whole(lines: list[Any]) -> Any:
+    for line in lines[-1:-3:-1]:
+        try:
+            json.loads(line)
+        except ValueError:
+            continue
+        return line
+    raise ValueError("no whole line")
+
+
+def _check(device: Mapping[str, Any], name: str) -> None:
+    """Refuse a device whose tables are not tables, so that nothing behind this needs to look again."""
+    for key in ("cores", "programs", "processes", "buffers"):
+        rows = device.get(key)
+        if rows is not None and not (isinstance(rows, list) and all(isinstance(row, Mapping) for row in rows)):
+            raise DumpError(f'{name} is no dump: "{key}" of a device is no list of objects')
+    for key in ("memory", "l1_accounting", "grid"):
+        if device.get(key) is not None and not isinstance(device[key], Mapping):
+            raise DumpError(f'{name} is no dump: "{key}" of a device is no object')
+    memory = device.get("memory") or {}
+    if not all(isinstance(figures, Mapping) for figures in memory.values()):
+        raise DumpError(f'{name} is no dump: "memory" of a device holds something that is no object')
+
+
+def read_live(*, source: str = "auto", host: Any = None, buffers: bool = True, cores: bool = True) -> Dump:
+    """Return the devices of this host as they are now.
+
+    Args:
+        source: as of :func:`ttmem.reader.read_host`.
+        host: a :class:`ttmem.reader.Host` that is kept between readings.
+        buffers: whether each device carries its live buffers.
+        cores: whether each device carries its cores.
+    """
+    import socket
+
+    from ttmem.reader import read_host
+
+    reading = read_host(source=source, host=host)
+    devices = []
+    for snapshot in reading.devices:
+        device = snapshot.to_dict(cores=cores)
+        if buffers:
+            device["buffers"] = buffer_rows(snapshot)
+        devices.append(device)
+    return Dump(devices, reading.taken_ns, socket.gethostname(), list(reading.problems))
+
+
+def buffer_rows(snapshot: Any) -> list[dict[str, Any]]:
+    """Return the live buffers of a snapshot, their types by name."""
+    return [{**row, "buffer_type": BufferType(row["buffer_type"]).name} for row in snapshot.buffers()]
+
+
+def cb_base_of(device: Mapping[str, Any]) -> int | None:
+    """Return the CB base of a device object, which its accounting implies; None if it is unknown."""
+    reserved, grid = (device.get("l1_accounting") or {}).get("reserved_bytes"), device.get("grid")
+    if reserved is None or not grid:
+        return None
+    return int(reserved) // int(grid["x"] * grid["y"])

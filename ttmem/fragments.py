@@ -1,0 +1,242 @@
+"""Fragments: how L1 is cut up by its buffers, and what size the regions set aside would have needed.
+
+Addresses are bytes of one L1 bank, intervals half-open. L1 buffers are allocated in lockstep: a hole is the same on all
+banks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from ttmem.model import BufferType, CircularBuffer
+
+
+@dataclass(frozen=True, slots=True)
+class Fragments:
+    """The region of one bank that L1 buffers may take, and what is free in it.
+
+    Attributes:
+        begin: the first byte of the region.
+        end: the end of the region.
+        used_bytes: bytes that buffers cover.
+        holes: the free intervals, by address.
+    """
+
+    begin: int
+    end: int
+    used_bytes: int
+    holes: tuple[tuple[int, int], ...]
+
+    @property
+    def free_bytes(self) -> int:
+        """Bytes that nothing covers."""
+        return sum(end - begin for begin, end in self.holes)
+
+    @property
+    def largest_free_bytes(self) -> int:
+        """The largest buffer that fits, bytes per bank."""
+        return max((end - begin for begin, end in self.holes), default=0)
+
+    @property
+    def index(self) -> float:
+        """What part of the free bytes the largest hole leaves out: 0 is one hole, near 1 is dust."""
+        return 1 - self.largest_free_bytes / self.free_bytes if self.free_bytes else 0.0
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return it as JSON has it."""
+        return {
+            "begin": self.begin,
+            "end": self.end,
+            "used_bytes": self.used_bytes,
+            "free_bytes": self.free_bytes,
+            "largest_free_bytes": self.largest_free_bytes,
+            "free_segments": len(self.holes),
+            "fragmentation": round(self.index, 6),
+            "holes": [{"begin": begin, "end": end} for begin, end in self.holes],
+        }
+
+
+def fragments(intervals: Iterable[tuple[int, int]], *, begin: int, end: int) -> Fragments:
+    """Return what intervals leave free between ``begin`` and ``end``; they may overlap and reach out of it."""
+    holes = []
+    at, used = begin, 0
+    for low, high in sorted((max(begin, low), min(end, high)) for low, high in intervals):
+        if high <= low:
+            continue
+        if low > at:
+            holes.append((at, low))
+        used += max(0, high - max(at, low))
+        at = max(at, high)
+    if at < end:
+        holes.append((at, end))
+    return Fragments(begin, end, used, tuple(holes))
+
+
+def fragments_of(device: Mapping[str, Any]) -> Fragments | None:
+    """Return how the L1 of a device is cut up; None where its geometry or its live buffers are not known.
+
+    Args:
+        device: a device object with ``buffers``, as ``record`` and a live reading have them.
+    """
+    grid, accounting, rows = device.get("grid"), device.get("l1_accounting") or {}, device.get("buffers")
+    total, base, small = (accounting.get(f"{name}_bytes") for name in ("total", "reserved", "l1_small"))
+    if not grid or rows is None or total is None or base is None or small is None:
+        return None
+    count = grid["x"] * grid["y"]
+    held = [row for row in rows if row.get("buffer_type") in ("L1", 1)]
+    if any(row.get("address") is None or row.get("size_per_bank") is None for row in held):
+        return None
+    intervals = [(row["address"], row["address"] + row["size_per_bank"]) for row in held]
+    return fragments(intervals, begin=base // count, end=(total - small) // count)
+
+
+@dataclass(slots=True)
+class _Region:
+    """The live buffers of a type on one chip, and the most there was."""
+
+    live: dict[int, tuple[int | None, int | None, int]] = field(default_factory=dict)
+    bytes_now: int = 0
+    bank_now: int = 0
+    bytes_peak: int = 0
+    bank_peak: int = 0
+    lowest: int | None = None
+    highest: int | None = None
+    unknown: bool = False
+
+
+class RegionWatch:
+    """Takes the events of a capture (:class:`ttmem.mesh.CaptureSink`) and keeps what L1_SMALL and TRACE needed."""
+
+    def __init__(self) -> None:
+        self.regions: dict[tuple[int, BufferType], _Region] = {}
+
+    def allocate(
+        self,
+        chip: int,
+        key: int,
+        buffer_type: BufferType,
+        size: int,
+        address: int | None,
+        size_per_bank: int | None,
+        name: str,
+    ) -> None:
+        """Take a buffer."""
+        if buffer_type not in (BufferType.L1_SMALL, BufferType.TRACE):
+            return
+        region = self.regions.setdefault((chip, buffer_type), _Region())
+        region.live[key] = (address, size_per_bank, size)
+        region.bytes_now += size
+        region.bytes_peak = max(region.bytes_peak, region.bytes_now)
+        region.bank_now += size_per_bank or 0
+        region.bank_peak = max(region.bank_peak, region.bank_now)
+        if address is None or size_per_bank is None:
+            region.unknown = True
+            return
+        region.lowest = address if region.lowest is None else min(region.lowest, address)
+        region.highest = max(region.highest or 0, address + size_per_bank)
+
+    def free(self, chip: int, key: int) -> None:
+        """Take a buffer away."""
+        for buffer_type in (BufferType.L1_SMALL, BufferType.TRACE):
+            region = self.regions.get((chip, buffer_type))
+            if region is not None and key in region.live:
+                _, size_per_bank, size = region.live.pop(key)
+                region.bytes_now -= size
+                region.bank_now -= size_per_bank or 0
+
+    def lay_out(self, chip: int, program_key: int, circular_buffers: tuple[CircularBuffer, ...], name: str) -> None:
+        """Take no notice of programs."""
+
+    def add_program(self, chip: int, program_key: int, circular_buffers: tuple[CircularBuffer, ...], name: str) -> None:
+        """Take no notice of programs."""
+
+    def dispatch(self, chip: int, program_key: int) -> None:
+        """Take no notice of programs."""
+
+    def threw(self, chip: int, program_key: int) -> None:
+        """Take no notice of programs."""
+
+    def advance(self, duration_ns: int) -> None:
+        """Take no notice of time."""
+
+
+@dataclass(frozen=True, slots=True)
+class Suggestion:
+    """The size that a region set aside should have.
+
+    Attributes:
+        option: ``l1_small_size`` or ``trace_region_size``, as opening a device takes it.
+        needed_bytes: the least that what ran would have needed: per bank for L1_SMALL, in all for traces.
+        configured_bytes: what is set aside, None if it is not known.
+        exact: False where the figure is a lower bound, as a sum over banks was divided.
+    """
+
+    option: str
+    needed_bytes: int
+    configured_bytes: int | None
+    exact: bool
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return it as JSON has it."""
+        return {
+            "option": self.option,
+            "needed_bytes": self.needed_bytes,
+            "configured_bytes": self.configured_bytes,
+            "exact": self.exact,
+        }
+
+
+def suggest_of_device(device: Mapping[str, Any]) -> list[Suggestion]:
+    """Return what the peaks of a device say of the sizes of its regions; a part without peak is left out."""
+    memory, grid = device.get("memory") or {}, device.get("grid")
+    found = []
+    small, trace = memory.get("l1_small") or {}, memory.get("trace") or {}
+    if grid and small.get("peak_bytes") is not None:
+        count = grid["x"] * grid["y"]
+        total = small.get("total_bytes")
+        needed = -(-small["peak_bytes"] // count)
+        found.append(
+            Suggestion("l1_small_size", _aligned(needed), None if total is None else total // count, needed == 0)
+        )
+    if trace.get("peak_bytes") is not None:
+        found.append(Suggestion("trace_region_size", _aligned(trace["peak_bytes"]), trace.get("total_bytes"), True))
+    return found
+
+
+def suggest_of_capture(watch: RegionWatch) -> dict[int, list[Suggestion]]:
+    """Return what the buffers of a capture say of the sizes of the regions, by chip."""
+    found: dict[int, list[Suggestion]] = {}
+    for (chip, buffer_type), region in sorted(watch.regions.items()):
+        if buffer_type == BufferType.L1_SMALL:
+            # Holes count: what lies between the lowest and the highest byte that was ever taken must be there.
+            span = 0 if region.lowest is None else (region.highest or 0) - region.lowest
+            needed, exact = max(span, region.bank_peak), not region.unknown
+            found.setdefault(chip, []).append(Suggestion("l1_small_size", _aligned(needed), None, exact))
+        else:
+            found.setdefault(chip, []).append(Suggestion("trace_region_size", _aligned(region.bytes_peak), None, True))
+    return found
+
+
+def _aligned(size_bytes: int) -> int:
+    """Return a size rounded up to what any architecture aligns regions to."""
+    return -(-size_bytes // 64) * 64
+
+
+def advice_lines(suggestions: Sequence[Suggestion]) -> list[str]:
+    """Return one sentence for each suggestion."""
+    lines = []
+    for s in suggestions:
+        unit = "bytes per bank" if s.option == "l1_small_size" else "bytes"
+        if s.needed_bytes == 0:
+            text = f"{s.option}=0 is enough for what ran"
+        elif s.exact:
+            text = f"{s.option}={s.needed_bytes} is enough for what ran ({unit})"
+        else:
+            text = f"{s.option} must be at least {s.needed_bytes} for what ran ({unit})"
+        if s.configured_bytes is not None:
+            spare = s.configured_bytes - s.needed_bytes
+            text += f"; set aside are {s.configured_bytes}" + (f", {spare} more than needed" if spare > 0 else "")
+        lines.append(text)
+    return lines

@@ -1,0 +1,636 @@
+"""Recording: dumps of devices taken one after the other, in a compact file that any end leaves readable.
+
+A file is a header and frames. Each frame stands on its own feet: a mark, its length, a checksum, the moment, and a
+compressed payload. A writer that is killed at any byte loses at most the frame it was writing, and what is damaged in
+the middle costs the moments up to the next key frame.
+
+What devices show repeats itself: after the same operation, the same cores hold the same bytes. So each piece of a
+device (a member of its JSON object, a figure of that, or one column of its cores) is stored once, when it is first seen
+after a key frame, and later named by a number, for whichever device shows it. Live buffers, which never repeat, stand
+in key frames only.
+
+Layout, integers little-endian:
+    header  8 bytes "ttmemrec", u32 version, u32 0
+    frame   4 bytes mark, u32 payload length, u32 CRC-32 of what follows, u8 kind, 7 bytes 0, u64 taken_ns, payload
+    payload zlib, behind a key frame with the end of its payload as dictionary; varints: new pieces (count, then length
+    and bytes of each), number of the shape's piece, changed slots
+            (count, then gap and piece number of each), then for each device its updated_ns: 0 for none, else 1 + zigzag
+            of the difference to the one before
+"""
+
+from __future__ import annotations
+
+import bisect
+import contextlib
+import fcntl
+import json
+import mmap
+import os
+import struct
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from ttmem.dumps import RECORDING_MAGIC, Dump
+from ttmem.errors import TtmemError
+
+VERSION = 1
+KEY_FRAME, DELTA_FRAME = 1, 2
+KEY_INTERVAL_NS = 60_000_000_000
+"""A key frame comes at least this often: the most that damage costs."""
+KEY_FRAMES_APART = 600
+"""A key frame comes at least after so many frames: the most that a seek decodes."""
+MAX_PIECES = 65536
+"""A key frame comes when this many pieces are held."""
+MAX_FRAME_BYTES = 2**28
+MAX_PAYLOAD_BYTES = 2**30
+_LIKE_BYTES = 32768
+"""The end of a key frame's payload that the frames after it are compressed like; zlib looks back no further."""
+
+_ENCODER = json.JSONEncoder(separators=(",", ":"))
+_HEADER = struct.Struct("<8sII")
+_FRAME = struct.Struct("<4sIIB7xQ")
+_CHECKED = 12
+"""The checksum covers a frame from this byte on."""
+_MARK = b"\xf5TTM"
+_UNKNOWN = np.iinfo(np.int64).min
+_COLUMN = "cores."
+_OBJECT, _LIST = 0, 1
+"""The first byte of a piece that is composed of others; the JSON of any other begins with neither."""
+_DEPTHS = {"memory": 1, "l1_accounting": 1, "processes": 2}
+"""How deep the members of a device are taken apart."""
+_PROGRAM_IDS = "programs.ids"
+_HELD_BACK = frozenset(("cores", "updated_ns", "buffers", "programs"))
+
+
+class RecordingError(TtmemError, ValueError):
+    """A file is no recording that this version reads."""
+
+
+def _varint(out: bytearray, value: int) -> None:
+    while value > 0x7F:
+        out.append(value & 0x7F | 0x80)
+        value >>= 7
+    out.append(value)
+
+
+def _unpack(packed: bytes, like: bytes) -> bytes:
+    """Return a payload; what claims to be larger than any is refused before it fills the memory."""
+    unpacker = zlib.decompressobj(zdict=like)
+    payload = unpacker.decompress(packed, MAX_PAYLOAD_BYTES)
+    if not unpacker.eof:
+        raise ValueError("the payload is cut off or too large")
+    return payload
+
+
+class _Varints:
+    """Reads what :func:`_varint` wrote."""
+
+    def __init__(self, data: bytes) -> None:
+        self.data = data
+        self.at = 0
+
+    def next(self) -> int:
+        value = shift = 0
+        while True:
+            byte = self.data[self.at]
+            self.at += 1
+            value |= (byte & 0x7F) << shift
+            if byte < 0x80:
+                return value
+            shift += 7
+            if shift > 70:
+                raise ValueError("a number has too many bytes")
+
+    def take(self, length: int) -> bytes:
+        piece = self.data[self.at : self.at + length]
+        if len(piece) != length:
+            raise ValueError("a piece is cut off")
+        self.at += length
+        return piece
+
+
+def _columns(cores: Any) -> list[tuple[str, bytes]] | None:
+    """Return the columns of a device's cores, unknown being the lowest int64; None if they are not plain numbers."""
+    if isinstance(cores, np.ndarray):
+        columns = []
+        for name in cores.dtype.names or ():
+            column = np.ascontiguousarray(cores[name])
+            if name not in ("x", "y", "headroom_bytes"):
+                # Snapshot.cores writes -1 for unknown; only headroom can be negative.
+                column = np.where(column == -1, _UNKNOWN, column)
+            columns.append((name, column.tobytes()))
+        return columns
+    names = list(cores[0]) if cores else []
+    columns = []
+    for name in names:
+        values = [row.get(name, "") for row in cores]
+        if not all(value is None or (type(value) is int and -(2**62) < value < 2**62) for value in values):
+            return None
+        columns.append((name, np.array([_UNKNOWN if v is None else v for v in values], np.int64).tobytes()))
+    return columns if all(len(row) == len(names) for row in cores) else None
+
+
+def _text(value: Any) -> bytes:
+    return _ENCODER.encode(value).encode()
+
+
+class RecordingWriter:
+    """Appends dumps to a recording; a context manager.
+
+    Args:
+        path: the file; made if it is not there. An existing recording is continued, behind its last whole frame.
+
+    Raises:
+        RecordingError: the file is there and is no recording of this version.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = os.fspath(path)
+        self.frames = 0
+        """Frames written by this writer."""
+        self._forget()
+        self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            try:
+                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise RecordingError(f"another process records into {self.path}: name another file") from None
+            self.size_bytes = self._continue()
+            """Bytes of the file."""
+        except BaseException:
+            os.close(self._file)
+            raise
+
+    def _forget(self) -> None:
+        self._pieces: dict[bytes, int] = {}
+        self._shape_number = -1
+        self._slots: list[int] = []
+        self._like = b""
+        self._updated: list[int] = []
+        self._since_key = 0
+        self._key_ns = 0
+
+    def _continue(self) -> int:
+        size = os.fstat(self._file).st_size
+        header = _HEADER.pack(RECORDING_MAGIC, VERSION, 0)
+        if os.pread(self._file, len(header), 0) != header:
+            if size and not header.startswith(os.pread(self._file, len(header) + 1, 0)):
+                raise RecordingError(
+                    f"{self.path} is there and is no recording of version {VERSION}: name another file"
+                )
+            os.pwrite(self._file, header, 0)
+            size = len(header)
+        elif size > len(header):
+            with open_recording(self.path) as before:
+                size = before.end_bytes
+        os.ftruncate(self._file, size)
+        return os.lseek(self._file, size, os.SEEK_SET)
+
+    def key_due(self, taken_ns: int) -> bool:
+        """Tell whether a moment would be written as a key frame, the only one that holds live buffers."""
+        return (
+            self._shape_number < 0
+            or self._since_key >= KEY_FRAMES_APART
+            or not 0 <= taken_ns - self._key_ns < KEY_INTERVAL_NS
+            or len(self._pieces) > MAX_PIECES
+        )
+
+    def write(self, dump: Dump, *, key: bool = False) -> int:
+        """Append one moment and return the bytes that it took.
+
+        Args:
+            dump: the devices; ``cores`` of one may be the array of ``Snapshot.cores``.
+            key: whether to write a key frame, which holds the live buffers too.
+        """
+        taken_ns = dump.taken_ns or 0
+        key = key or self.key_due(taken_ns)
+        if key:
+            self._forget()
+            self._key_ns = taken_ns
+        self._since_key += 1
+        new: list[bytes] = []
+        shape, slots = self._slots_of(dump, new, key)
+        body = bytearray()
+        shape_number = self._number(_text([dump.host, shape]), new)
+        changed = list(enumerate(slots))
+        if shape_number == self._shape_number:
+            changed = [(i, number) for i, number in changed if self._slots[i] != number]
+        else:
+            self._updated = [0] * len(dump.devices)
+        _varint(body, shape_number)
+        _varint(body, len(changed))
+        before = -1
+        for index, number in changed:
+            _varint(body, index - before - 1)
+            _varint(body, number)
+            before = index
+        for index, device in enumerate(dump.devices):
+            updated_ns = device.get("updated_ns")
+            if updated_ns is None:
+                _varint(body, 0)
+                continue
+            delta = int(updated_ns) - self._updated[index]
+            _varint(body, 1 + (delta * 2 if delta >= 0 else -delta * 2 - 1))
+            self._updated[index] = int(updated_ns)
+        self._shape_number, self._slots = shape_number, slots
+        head = bytearray()
+        _varint(head, len(new))
+        for piece in new:
+            _varint(head, len(piece))
+            head += piece
+        payload = bytes(head + body)
+        if key:
+            self._like = payload[-_LIKE_BYTES:]
+            return self._append(KEY_FRAME, taken_ns, zlib.compress(payload, 6))
+        packer = zlib.compressobj(6, zdict=self._like)
+        return self._append(DELTA_FRAME, taken_ns, packer.compress(payload) + packer.flush())
+
+    def _slots_of(self, dump: Dump, new: list[bytes], key: bool) -> tuple[tuple[tuple[str, ...], ...], list[int]]:
+        shape: list[tuple[str, ...]] = []
+        slots: list[int] = []
+        for device in dump.devices:
+            pieces = [
+                (name, self._composed(value, _DEPTHS.get(name, 0), new))
+                for name, value in device.items()
+                if name not in _HELD_BACK
+            ]
+            if "updated_ns" in device:
+                pieces.append(("updated_ns", b""))
+            if "programs" in device:
+                pieces += self._programs(device["programs"], new)
+            cores = device.get("cores")
+            columns = None if cores is None or not len(cores) else _columns(cores)
+            if columns is not None:
+                pieces += [(_COLUMN + name, column) for name, column in columns]
+            elif "cores" in device:
+                pieces.append(("cores", _text(cores if cores is None else list(cores))))
+            if "buffers" in device:
+                pieces.append(("buffers", _text(device["buffers"]) if key else b"null"))
+            shape.append(tuple(name for name, _ in pieces))
+            slots += [self._number(piece, new) for _, piece in pieces]
+        return tuple(shape), slots
+
+    def _programs(self, rows: Any, new: list[bytes]) -> list[tuple[str, bytes]]:
+        """Return the pieces of a device's programs: a loop makes the same programs again, but with ids of their own."""
+        if not rows or not all(type(row.get("program_id")) is int for row in rows):
+            return [("programs", _text(rows))]
+        first = rows[0]["program_id"]
+        return [
+            ("programs", self._composed([{**row, "program_id": 0} for row in rows], 1, new)),
+            (_PROGRAM_IDS, _text([row["program_id"] - first for row in rows])),
+            (_PROGRAM_IDS, _text(first)),
+        ]
+
+    def _composed(self, value: Any, depth: int, new: list[bytes]) -> bytes:
+        """Return the piece of a value, its members being pieces of their own down to ``depth``.
+
+        Two moments mostly differ in a few figures; what a combination of known ones costs is their numbers.
+        """
+        if depth == 0 or not value or not isinstance(value, (dict, list)):
+            return _text(value)
+        out = bytearray((_OBJECT if isinstance(value, dict) else _LIST,))
+        if isinstance(value, dict):
+            for key, member in value.items():
+                name = _text(str(key)) + b":"
+                _varint(out, self._number(name + self._composed(member, 0, new), new))
+        else:
+            for item in value:
+                _varint(out, self._number(self._composed(item, depth - 1, new), new))
+        return bytes(out)
+
+    def _number(self, piece: bytes, new: list[bytes]) -> int:
+        number = self._pieces.get(piece)
+        if number is None:
+            number = self._pieces[piece] = len(self._pieces)
+            new.append(piece)
+        return number
+
+    def _append(self, kind: int, taken_ns: int, payload: bytes) -> int:
+        frame = bytearray(_FRAME.pack(_MARK, len(payload), 0, kind, taken_ns)) + payload
+        struct.pack_into("<I", frame, 8, zlib.crc32(frame[_CHECKED:]))
+        written = 0
+        try:
+            while written < len(frame):
+                written += os.write(self._file, frame[written:])
+        except BaseException:
+            # A full disk or an interrupt must not leave half a frame before the next one.
+            with contextlib.suppress(OSError):
+                os.ftruncate(self._file, self.size_bytes)
+                os.lseek(self._file, self.size_bytes, os.SEEK_SET)
+            self._forget()
+            raise
+        self.frames += 1
+        self.size_bytes += len(frame)
+        return len(frame)
+
+    def close(self) -> None:
+        """Close the file; nothing is left to write."""
+        if self._file >= 0:
+            os.close(self._file)
+            self._file = -1
+
+    def __enter__(self) -> "RecordingWriter":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+@dataclass(slots=True)
+class _State:
+    """What the frames up to one of them say."""
+
+    index: int = -1
+    pieces: list[bytes] = field(default_factory=list)
+    shape_number: int = -1
+    host: str | None = None
+    shape: list[list[str]] = field(default_factory=list)
+    slots: list[int] = field(default_factory=list)
+    like: bytes = b""
+    updated: list[int] = field(default_factory=list)
+    updated_ns: list[int | None] = field(default_factory=list)
+
+    def value(self, number: int) -> Any:
+        """Return what a piece of JSON says.
+
+        Raises:
+            ValueError: it contradicts itself.
+            IndexError: it names a piece that is not there.
+        """
+        return json.loads(self._joined(number, 0))
+
+    def _joined(self, number: int, depth: int) -> bytes:
+        piece = self.pieces[number]
+        if not piece or piece[0] not in (_OBJECT, _LIST):
+            return piece
+        if depth > 2:
+            raise ValueError("pieces are composed too deeply")
+        reader = _Varints(piece)
+        reader.at = 1
+        parts = []
+        while reader.at < len(piece):
+            parts.append(self._joined(reader.next(), depth + 1))
+        joined = b",".join(parts)
+        return b"{" + joined + b"}" if piece[0] == _OBJECT else b"[" + joined + b"]"
+
+    def apply(self, packed: bytes, *, key: bool) -> None:
+        """Take the next frame.
+
+        Args:
+            packed: its payload, compressed.
+            key: whether it is a key frame.
+
+        Raises:
+            ValueError: it contradicts itself.
+            zlib.error: it is not compressed as it should be.
+        """
+        payload = _unpack(packed, b"" if key else self.like)
+        reader = _Varints(payload)
+        if key:
+            self.like = payload[-_LIKE_BYTES:]
+            self.pieces = []
+            self.shape_number = -1
+        for _ in range(reader.next()):
+            self.pieces.append(reader.take(reader.next()))
+        number = reader.next()
+        if number != self.shape_number:
+            self.host, self.shape = json.loads(self.pieces[number])
+            self.shape_number = number
+            self.slots = [-1] * sum(len(names) for names in self.shape)
+            self.updated = [0] * len(self.shape)
+        index = -1
+        for _ in range(reader.next()):
+            index += reader.next() + 1
+            self.slots[index] = reader.next()
+        self.updated_ns = []
+        for device in range(len(self.shape)):
+            value = reader.next()
+            if not value:
+                self.updated_ns.append(None)
+                continue
+            value -= 1
+            self.updated[device] += -((value + 1) >> 1) if value & 1 else value >> 1
+            self.updated_ns.append(self.updated[device])
+
+
+class Recording:
+    """A recording that is read: a sequence of :class:`~ttmem.dumps.Dump`, one for each moment.
+
+    Attributes:
+        times_ns: the moment of each frame.
+        damaged_bytes: bytes in the middle of the file that belong to no whole frame.
+        end_bytes: where the last whole frame ends; what comes after was not finished.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = os.fspath(path)
+        self.times_ns: list[int] = []
+        self.damaged_bytes = 0
+        self.end_bytes = _HEADER.size
+        self._frames: list[tuple[int, int, int]] = []
+        self._keys: list[int] = []
+        self._state = _State()
+        self._map: mmap.mmap | None = None
+        try:
+            with open(path, "rb") as file:
+                header = file.read(_HEADER.size)
+                if len(header) == _HEADER.size:
+                    self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        except OSError as error:
+            raise RecordingError(f"cannot read {self.path}: {error}") from error
+        if not RECORDING_MAGIC.startswith(header[:8]):
+            self.close()
+            raise RecordingError(f"{self.path} is no recording: make one with python -m ttmem record -o FILE")
+        if self._map is not None:
+            version = _HEADER.unpack(header)[1]
+            if version != VERSION:
+                self.close()
+                raise RecordingError(f"{self.path} has version {version}, this ttmem reads {VERSION}: upgrade ttmem")
+            self._index(self._map)
+
+    def _index(self, data: mmap.mmap) -> None:
+        """Find every whole frame that can be decoded: by hopping, and by its mark behind damage."""
+        at, end = _HEADER.size, len(data)
+        usable = False
+        while at + _FRAME.size <= end:
+            mark, length, checksum, kind, taken_ns = _FRAME.unpack_from(data, at)
+            stop = at + _FRAME.size + length
+            whole = (
+                mark == _MARK
+                and kind in (KEY_FRAME, DELTA_FRAME)
+                and length <= MAX_FRAME_BYTES
+                and stop <= end
+                and zlib.crc32(data[at + _CHECKED : stop]) == checksum
+            )
+            if not whole:
+                found = data.find(_MARK, at + 1)
+                if found < 0:
+                    break
+                self.damaged_bytes += found - at
+                usable = False
+                at = found
+                continue
+            if kind == KEY_FRAME:
+                usable = True
+                self._keys.append(len(self._frames))
+            if usable:
+                self._frames.append((at + _FRAME.size, stop, kind))
+                self.times_ns.append(taken_ns)
+            at = stop
+            self.end_bytes = stop
+
+    def __len__(self) -> int:
+        return len(self._frames)
+
+    def __getitem__(self, index: int) -> Dump:
+        """Return the dump of one moment; negative counts from the end."""
+        return self.dump(index)
+
+    def __iter__(self) -> Iterator[Dump]:
+        for index in range(len(self)):
+            yield self.dump(index)
+
+    def seek(self, taken_ns: int) -> int:
+        """Return the index of the last moment that is not after ``taken_ns``, 0 if all are."""
+        return max(0, bisect.bisect_right(self.times_ns, taken_ns) - 1)
+
+    def dump(self, index: int, *, cores: bool = True) -> Dump:
+        """Return one moment.
+
+        Args:
+            index: of ``times_ns``; negative counts from the end.
+            cores: whether to list the cores, which takes most of the time.
+
+        Raises:
+            IndexError: there is no such moment.
+            RecordingError: the frame contradicts itself.
+        """
+        state = self._at(index)
+        devices = []
+        first = 0
+        try:
+            for number, names in enumerate(state.shape):
+                slots = state.slots[first : first + len(names)]
+                first += len(names)
+                devices.append(self._device(state, number, names, slots, cores))
+        except (ValueError, LookupError, TypeError, RecursionError) as error:
+            raise RecordingError(f"{self.path}: moment {state.index} contradicts itself: {error}") from error
+        return Dump(devices, self.times_ns[state.index], state.host)
+
+    def core_columns(self, index: int) -> list[dict[str, np.ndarray[Any, Any]]]:
+        """Return the columns of the cores of each device, int64, unknown being the lowest int64."""
+        state = self._at(index)
+        found = []
+        first = 0
+        for names in state.shape:
+            slots = state.slots[first : first + len(names)]
+            first += len(names)
+            found.append(
+                {
+                    name.removeprefix(_COLUMN): np.frombuffer(state.pieces[number], np.int64)
+                    for name, number in zip(names, slots, strict=True)
+                    if name.startswith(_COLUMN)
+                }
+            )
+        return found
+
+    def _at(self, index: int) -> _State:
+        count = len(self)
+        index = index + count if index < 0 else index
+        if not 0 <= index < count:
+            raise IndexError(f"the recording has {count} moments, there is no {index}")
+        if self._map is None:
+            raise RecordingError(f"{self.path} is closed")
+        state = self._state
+        key = self._keys[bisect.bisect_right(self._keys, index) - 1]
+        if not key <= state.index <= index:
+            state = self._state = _State(key - 1)
+        while state.index < index:
+            begin, stop, kind = self._frames[state.index + 1]
+            try:
+                state.apply(self._map[begin:stop], key=kind == KEY_FRAME)
+            except (zlib.error, ValueError, LookupError, TypeError, RecursionError) as error:
+                self._state = _State()
+                raise RecordingError(f"{self.path}: moment {state.index + 1} contradicts itself: {error}") from error
+            state.index += 1
+        return state
+
+    def _device(
+        self, state: _State, number: int, names: Sequence[str], slots: Sequence[int], cores: bool
+    ) -> dict[str, Any]:
+        device: dict[str, Any] = {}
+        columns: dict[str, list[int | None]] = {}
+        ids: list[Any] = []
+        for name, slot in zip(names, slots, strict=True):
+            piece = state.pieces[slot]
+            if name.startswith(_COLUMN):
+                if cores:
+                    values = np.frombuffer(piece, np.int64).tolist()
+                    columns[name.removeprefix(_COLUMN)] = [None if value == _UNKNOWN else value for value in values]
+            elif name == _PROGRAM_IDS:
+                ids.append(state.value(slot))
+            elif name == "updated_ns":
+                device[name] = state.updated_ns[number]
+            elif name == "cores":
+                if cores:
+                    device[name] = state.value(slot)
+            elif name == "buffers":
+                # Between key frames the buffers are not known, which is not the same as none.
+                if piece != b"null":
+                    device[name] = state.value(slot)
+            else:
+                device[name] = state.value(slot)
+        if ids:
+            for row, offset in zip(device["programs"], ids[0], strict=True):
+                row["program_id"] = ids[1] + offset
+        if columns:
+            device["cores"] = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+        return device
+
+    def close(self) -> None:
+        """Close the file."""
+        if self._map is not None:
+            self._map.close()
+            self._map = None
+
+    def __enter__(self) -> "Recording":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def open_recording(path: str | os.PathLike[str]) -> Recording:
+    """Open a recording for reading: a sequence of dumps, with ``seek`` for a moment.
+
+    Raises:
+        RecordingError: it is none, or of another version.
+    """
+    return Recording(path)
+
+
+def read_host_for_recording(host: Any, *, source: str = "auto", buffers: bool = True) -> Dump:
+    """Return the devices of this host as a recording takes them fastest: the cores as arrays.
+
+    Args:
+        host: a :class:`ttmem.reader.Host` that is kept between readings.
+        source: as of :func:`ttmem.reader.read_host`.
+        buffers: whether to take the live buffers too, which only a key frame holds.
+    """
+    import socket
+
+    from ttmem.dumps import buffer_rows
+    from ttmem.reader import read_host
+
+    reading = read_host(source=source, host=host)
+    devices: list[dict[str, Any]] = []
+    for snapshot in reading.devices:
+        device: dict[str, Any] = snapshot.to_dict(cores=False)
+        device["cores"] = snapshot.cores
+        device["buffers"] = buffer_rows(snapshot) if buffers else None
+        devices.append(device)
+    return Dump(devices, reading.taken_ns, socket.gethostname(), list(reading.problems))

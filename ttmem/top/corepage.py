@@ -1,0 +1,301 @@
+"""A device's page: its cores as a heat map, and the address map of the selected one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ttmem.top.model import Shown
+from ttmem.top.overview import state_pieces
+from ttmem.units import NOT_AVAILABLE, format_bytes
+from ttmem.views.cores import (
+    _ASCII_SHADES,
+    _RAMP,
+    _UNICODE_SHADES,
+    CoreLayout,
+    _heat,
+    _scale,
+    _short,
+    _step,
+    cores_of,
+    grid_of,
+    layout_of,
+    map_lines,
+)
+from ttmem.views.dump import grid_text
+from ttmem.views.text import Line, Piece, Screen, cell_width, clean, pad
+
+METRICS = {
+    "cb_physical": ("cb_physical_bytes", "physical CB"),
+    "cb_resident": ("cb_resident_bytes", "resident CB"),
+    "l1_used": ("l1_used_bytes", "L1 buffers"),
+    "headroom": ("headroom_bytes", "headroom"),
+    "fragmentation": ("", "fragmentation"),
+}
+"""What the heat map can show: the JSON name of a core's figure, and a title. Fragmentation is made from the ranges."""
+TABS_LINE = 1
+"""The line of the page on which the metrics are named."""
+SIDE_WIDTH = 58
+"""Columns that the address map needs to stand beside the cores."""
+_LABEL = 4
+
+
+@dataclass(frozen=True, slots=True)
+class CoreOptions:
+    """What the page shows.
+
+    Attributes:
+        metric: one of :data:`METRICS`.
+        selected: the core whose address map is shown.
+        whole: whether the address map has the page to itself.
+        capacity_scale: whether colours end at the room of a core; else at the largest value. Headroom always ends at
+            the room.
+    """
+
+    metric: str = "cb_physical"
+    selected: tuple[int, int] = (0, 0)
+    whole: bool = False
+    capacity_scale: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class HeatGeometry:
+    """Where the cores stand on the page: for the mouse.
+
+    Attributes:
+        top: line of the first row of cores.
+        cell: columns of a cell.
+        box: first x, first y, last x, last y.
+        tabs: for each metric its first and last column, on line :data:`TABS_LINE`.
+    """
+
+    top: int
+    cell: int
+    box: tuple[int, int, int, int]
+    tabs: tuple[tuple[int, int, str], ...] = ()
+
+    def core_at(self, column: int, row: int) -> tuple[int, int] | None:
+        """Return the core under a cell of the screen."""
+        x, y = self.box[0] + (column - _LABEL) // self.cell, self.box[1] + row - self.top
+        inside = column >= _LABEL and x <= self.box[2] and self.box[1] <= y <= self.box[3]
+        return (x, y) if inside else None
+
+    def metric_at(self, column: int, row: int) -> str | None:
+        """Return the metric whose name is under a cell of the screen."""
+        if row != TABS_LINE:
+            return None
+        return next((name for begin, end, name in self.tabs if begin <= column < end), None)
+
+
+def fragmentation(layout: CoreLayout, ranges: Mapping[str, Any] | None) -> int | None:
+    """Return how much of a core's free L1 lies outside the largest free stretch, in per mille.
+
+    Args:
+        layout: the core's fixed addresses.
+        ranges: ``cb_ranges`` and ``l1_ranges``; None is unknown.
+
+    Returns:
+        0 where the free bytes above the CB base are in one piece or there are none; None where something is unknown.
+    """
+    if ranges is None or layout.size is None or layout.base is None or layout.small is None:
+        return None
+    top = layout.size - layout.small
+    gaps = []
+    at = layout.base
+    taken = sorted((int(r[0]), int(r[1])) for name in ("cb_ranges", "l1_ranges") for r in ranges[name])
+    for begin, end in [*taken, (top, top)]:
+        if begin > at:
+            gaps.append(min(begin, top) - at)
+        at = max(at, end)
+    free = sum(gaps)
+    return 0 if free <= 0 else round(1000 * (free - max(gaps)) / free)
+
+
+def values_of(shown: Shown, metric: str) -> dict[tuple[int, int], int | None]:
+    """Return a metric's value for each listed core: bytes, or per mille for fragmentation."""
+    cores = cores_of(shown.full)
+    if metric != "fragmentation":
+        column = METRICS[metric][0]
+        return {xy: core.get(column) for xy, core in cores.items()}
+    layout = layout_of(shown.full)
+    return {xy: fragmentation(layout, shown.core_ranges(*xy)) for xy in cores}
+
+
+def format_value(metric: str, value: int | None) -> str:
+    """Return a metric's value in words."""
+    if value is None:
+        return NOT_AVAILABLE
+    return f"{value / 10:.1f} %" if metric == "fragmentation" else format_bytes(value)
+
+
+def _cell_text(metric: str, value: int | None) -> str:
+    if value is not None and metric == "fragmentation":
+        return f"{value / 10:.0f}%"
+    return _short(value, 1024)
+
+
+def _cell_style(metric: str, value: int | None, scale: int) -> str:
+    if value is None:
+        return "dim"
+    if metric == "headroom":
+        # What is short of headroom burns: the scale runs the other way.
+        return "alarm" if value < 0 else _heat(_RAMP[_step(scale - value, scale, len(_RAMP))])
+    return _heat(_RAMP[_step(value, scale, len(_RAMP))])
+
+
+def _shade(metric: str, value: int | None, scale: int, screen: Screen) -> str:
+    """Return a character that stands for a colour."""
+    shades = _UNICODE_SHADES if screen.unicode else _ASCII_SHADES
+    if value is None:
+        return " "
+    if metric == "headroom":
+        return "!" if value < 0 else shades[_step(scale - value, scale, len(shades))]
+    return shades[_step(value, scale, len(shades))]
+
+
+def _marked(text: str, width: int) -> str:
+    if len(text) + 2 <= width:
+        return "[" + pad(text, width - 2, ">") + "]"
+    return pad(">" + text if len(text) < width else text[:width], width)
+
+
+def heat_lines(shown: Shown, options: CoreOptions, screen: Screen) -> tuple[list[Line], HeatGeometry | None]:
+    """Return the heat map with the selected core marked, and where its cores stand."""
+    device = shown.full
+    box = grid_of(device)
+    if device.get("cores") is None:
+        return [[(f"cores {NOT_AVAILABLE}: the source does not tell figures per core", "")]], None
+    values = values_of(shown, options.metric)
+    if box is None or not values:
+        return [[(f"no core has figures ({clean(device.get('state'))})", "")]], None
+    known = [value for value in values.values() if value is not None]
+    if options.metric == "fragmentation":
+        scale = 1000
+    else:
+        scale, _ = _scale(device, known)
+        if not options.capacity_scale and options.metric != "headroom":
+            scale = max([1, *known])
+    x0, y0, x1, y1 = box
+    room = max(3, (screen.width - _LABEL) // (x1 - x0 + 1))
+    longest = max(len(_cell_text(options.metric, value)) for value in values.values())
+    cell = min(room, max(6, longest + 3))
+    numbers = "".join(pad(f"{x} ", cell - 1, ">") + " " for x in range(x0, x1 + 1))
+    lines: list[Line] = [[(" " * _LABEL + numbers, "dim")]]
+    for y in range(y0, y1 + 1):
+        row: list[Piece] = [(pad(f"{y} ", _LABEL, ">"), "dim")]
+        for x in range(x0, x1 + 1):
+            here = (x, y) == options.selected
+            if (x, y) not in values:
+                row.append((pad(".", cell - 1, ">"), "7" if here else "dim"))
+            else:
+                value = values[x, y]
+                text = _cell_text(options.metric, value)
+                style = _cell_style(options.metric, value, scale) if screen.color else ""
+                if here:
+                    # Brackets where they fit, so that the mark is seen without colour too.
+                    row.append((_marked(text, cell - 1), "1;7"))
+                else:
+                    if not screen.color and len(text) + 2 < cell:
+                        text = _shade(options.metric, value, scale, screen) + text
+                    row.append((pad(text + " ", cell - 1, ">") if len(text) < cell - 1 else text[: cell - 1], style))
+            row.append((" ", ""))
+        lines.append(row)
+    low, high = (format_value(options.metric, f(known) if known else None) for f in (min, max))
+    lines.append([(f"smallest {low}, largest {high}; full is {format_value(options.metric, scale)}", "dim")])
+    return lines, HeatGeometry(1, cell, box)
+
+
+def metric_line(options: CoreOptions) -> tuple[Line, tuple[tuple[int, int, str], ...]]:
+    """Return the names of the metrics, the shown one marked, and where they stand."""
+    line: list[Piece] = []
+    tabs = []
+    at = 0
+    for name, (_, title) in METRICS.items():
+        here = name == options.metric
+        text = f"[{title}]" if here else f" {title} "
+        line.append((text, "1;7" if here else "dim"))
+        tabs.append((at, at + len(text), name))
+        at += len(text)
+    line.append((" in %" if options.metric == "fragmentation" else " in KiB", "dim"))
+    return line, tuple(tabs)
+
+
+def selected_line(shown: Shown, options: CoreOptions, screen: Screen) -> Line:
+    """Return the figures of the selected core, as many as fit."""
+    x, y = options.selected
+    core = cores_of(shown.full).get(options.selected)
+    line: list[Piece] = [(f"Core {x},{y}:", "head")]
+    if core is None:
+        return [*line, (f" {NOT_AVAILABLE}", "dim")]
+    share = fragmentation(layout_of(shown.full), shown.core_ranges(x, y))
+    figures = (
+        ("CB", core.get("cb_physical_bytes")),
+        ("L1", core.get("l1_used_bytes")),
+        ("headroom", core.get("headroom_bytes")),
+        ("fragmented", share),
+        ("resident", core.get("cb_resident_bytes")),
+        ("logical", core.get("cb_logical_bytes")),
+    )
+    for title, value in figures:
+        text = format_value("fragmentation" if title == "fragmented" else "", value)
+        alarm = title == "headroom" and value is not None and value < 0
+        pieces: list[Piece] = [(f"  {title} ", "dim"), (text, "alarm" if alarm else "")]
+        if sum(cell_width(text) for text, _ in line + pieces) <= screen.width:
+            line += pieces
+    return line
+
+
+def address_lines(shown: Shown, options: CoreOptions, screen: Screen, height: int) -> list[Line]:
+    """Return the address map of the selected core in ``height`` lines."""
+    x, y = options.selected
+    ranges = shown.core_ranges(x, y)
+    if ranges is None:
+        return [[(f"address map {NOT_AVAILABLE}: the source does not tell what lies where on a core", "dim")]]
+    rows = max(2, min(8, height // 3))
+    lines = map_lines(shown.full, options.selected, ranges, screen, rows=rows)
+    return list(lines)[:height]
+
+
+def device_lines(shown: Shown, options: CoreOptions, screen: Screen) -> tuple[list[Line], HeatGeometry | None]:
+    """Return the page in the screen's height, and where the cores stand on it."""
+    height = screen.height or 24
+    device = shown.device
+    state = clean(device.get("state") or NOT_AVAILABLE)
+    about = [clean(device.get("arch") or f"arch {NOT_AVAILABLE}"), f"grid {grid_text(device)}"]
+    about.append(f"asic {clean(device.get('asic_id') or NOT_AVAILABLE)}")
+    about += ["replay"] if device.get("origin") == "replay" else []
+    tabs, places = metric_line(options)
+    head: list[Line] = [
+        [
+            (f"Device {clean(device.get('device_id'))}: ", "head"),
+            *[(text.strip(), style) for text, style in state_pieces(shown, len(state))],
+            (f", {', '.join(about)}", ""),
+        ],
+        tabs,
+    ]
+    selected = selected_line(shown, options, screen)
+    if options.whole:
+        head[1] = selected
+        return [*head, *address_lines(shown, options, screen, height - 2)], None
+    heat, geometry = heat_lines(shown, options, screen)
+    if geometry is None:
+        return [*head, *heat], None
+    map_width = screen.width - _LABEL - geometry.cell * (geometry.box[2] - geometry.box[0] + 1) - 2
+    if map_width < SIDE_WIDTH:
+        top = len(head)
+        lines = [*head, *heat, selected]
+        if height - len(lines) >= 4:
+            lines += address_lines(shown, options, screen, height - len(lines))
+    else:
+        head.append(selected)
+        top = len(head)
+        side = Screen(map_width, screen.height, screen.color, screen.unicode)
+        right = address_lines(shown, options, side, height - top)
+        lines = list(head)
+        for number in range(max(len(heat), len(right))):
+            line = list(heat[number]) if number < len(heat) else []
+            width = sum(cell_width(text) for text, _ in line)
+            line.append((" " * (screen.width - map_width - width), ""))
+            lines.append([*line, *(right[number] if number < len(right) else [])])
+    return lines[:height], HeatGeometry(geometry.top + top, geometry.cell, geometry.box, places)

@@ -1,0 +1,225 @@
+"""One self-contained page of all devices: no network, no other file, opens from the disk.
+
+The page holds the figures once, as JSON, and a script that draws them. Names come from other processes, so they reach
+the page only as text, and a content security policy lets no other script run.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from markupsafe import Markup
+
+from ttmem._version import __version__
+from ttmem.model import BufferType
+from ttmem.views.cores import layout_of
+from ttmem.views.dump import header_parts, used_l1
+from ttmem.views.explanation import explain_figures
+from ttmem.views.notes import get, notes
+from ttmem.views.text import Device, clean
+
+CORE_COLUMNS = (
+    "x",
+    "y",
+    "cb_physical_bytes",
+    "cb_logical_bytes",
+    "cb_resident_bytes",
+    "cb_region_end",
+    "l1_used_bytes",
+    "l1_lowest_address",
+    "headroom_bytes",
+)
+"""What the page knows of each core, in this order."""
+_BUFFER_COLUMNS = ("buffer_type", "size_bytes", "address", "size_per_bank", "num_cores", "name", "pid")
+_PROGRAM_COLUMNS = ("program_id", "name", "num_cores", "cb_bytes_per_core", "cb_region_end", "count", "pid")
+_ROWS_MAX = 8192
+"""Programs on the whole page, and buffers: more would make it slow to open and larger than 3 MB."""
+_POINTS_MAX = 8000
+"""Moments of the timeline over all devices."""
+_SERIES: tuple[tuple[str, Callable[[Device], int | None]], ...] = (
+    ("Total L1", used_l1),
+    ("CB", lambda device: get(device, "memory.cb.physical_bytes")),
+    ("CB resident", lambda device: get(device, "memory.cb.resident_bytes")),
+    ("L1 buffers", lambda device: get(device, "memory.l1.used_bytes")),
+    ("L1 Small", lambda device: get(device, "memory.l1_small.used_bytes")),
+    ("Kernels", lambda device: get(device, "memory.kernel.used_bytes")),
+    ("DRAM", lambda device: get(device, "memory.dram.used_bytes")),
+    ("Trace", lambda device: get(device, "memory.trace.used_bytes")),
+)
+
+CoreDetails = Mapping[tuple[int, int], Mapping[str, Any]]
+"""What ``Snapshot.core_map`` gives, by core."""
+
+
+def _script_json(data: object) -> Markup:
+    """Return JSON that can stand in a script element: nothing in it ends the element or opens a comment."""
+    text = json.dumps(data, separators=(",", ":"), ensure_ascii=True)
+    for char in "<>&":
+        text = text.replace(char, f"\\u{ord(char):04x}")
+    return Markup(text)
+
+
+def _csp_hash(text: str) -> str:
+    """Return the source expression by which a content security policy knows a script."""
+    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+
+
+@lru_cache(maxsize=1)
+def _template() -> jinja2.Template:
+    loader = jinja2.FileSystemLoader(Path(__file__).parent)
+    environment = jinja2.Environment(
+        loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters["csp_hash"] = _csp_hash
+    return environment.get_template("report.html")
+
+
+def _rows(items: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> list[list[Any]]:
+    return [[item.get(column) for column in columns] for item in items]
+
+
+def _named(buffer: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a buffer with the name of its type in place of the number."""
+    kind = buffer.get("buffer_type")
+    named = BufferType(kind).name if isinstance(kind, int) and kind in set(BufferType) else kind
+    return {**buffer, "buffer_type": named}
+
+
+def _maps(details: CoreDetails | None) -> dict[str, Any] | None:
+    """Return the ranges of all cores, equal lists once; most cores of a chip look alike."""
+    if details is None:
+        return None
+    lists: list[Any] = []
+    index: dict[str, int] = {}
+    cores: dict[str, list[int | None]] = {}
+    for (x, y), ranges in details.items():
+        where: list[int | None] = []
+        for key in ("cb_ranges", "l1_ranges"):
+            found = ranges.get(key)
+            if found is None:
+                where.append(None)
+                continue
+            text = json.dumps(found, separators=(",", ":"))
+            if text not in index:
+                index[text] = len(lists)
+                lists.append(json.loads(text))
+            where.append(index[text])
+        cores[f"{x},{y}"] = where
+    return {"lists": lists, "cores": cores}
+
+
+def _device(
+    device: Device,
+    details: CoreDetails | None,
+    buffers: Sequence[Mapping[str, Any]] | None,
+    *,
+    taken_ns: int,
+    rows_max: int,
+) -> dict[str, Any]:
+    layout = layout_of(device)
+    programs, cores = device.get("programs"), device.get("cores")
+    page = {key: value for key, value in device.items() if key not in ("cores", "programs", "region")}
+    held = None if buffers is None else sorted(map(_named, buffers), key=lambda row: -(row.get("size_bytes") or 0))
+    return {
+        **page,
+        "header": header_parts(device, taken_ns),
+        "total_l1_bytes": used_l1(device),
+        "layout": {"size": layout.size, "base": layout.base, "small": layout.small},
+        "core_rows": None if cores is None else _rows(cores, CORE_COLUMNS),
+        "program_rows": None if programs is None else _rows(programs[:rows_max], _PROGRAM_COLUMNS),
+        "program_rows_hidden": max(0, len(programs or ()) - rows_max) + (get(device, "programs_omitted") or 0),
+        "buffer_rows": None if held is None else _rows(held[:rows_max], _BUFFER_COLUMNS),
+        "buffer_rows_hidden": max(0, len(held or ()) - rows_max),
+        "maps": _maps(details),
+        "notes": [[note.kind, clean(note.text)] for note in notes(device)],
+        "explain": [clean(text) for text in explain_figures(device)],
+    }
+
+
+def _timeline(dumps: Sequence[Mapping[str, Any]] | None) -> dict[str, Any] | None:
+    """Return the figures over time of each device; where there are too many moments, the highest of each span."""
+    if not dumps:
+        return None
+    found: dict[tuple[Any, Any], tuple[list[int], list[list[int | None]]]] = {}
+    for dump in dumps:
+        for device in dump["devices"]:
+            key = device.get("device_id"), device.get("asic_id")
+            times, series = found.setdefault(key, ([], [[] for _ in _SERIES]))
+            times.append(dump["taken_ns"])
+            for values, (_, figure) in zip(series, _SERIES, strict=True):
+                values.append(figure(device))
+    begin = min(dump["taken_ns"] for dump in dumps)
+    points = max(100, _POINTS_MAX // max(1, len(found)))
+    devices = []
+    for (device_id, asic_id), (times, series) in found.items():
+        step = -(-len(times) // points)
+        spans = range(0, len(times), step)
+        devices.append(
+            {
+                "device_id": device_id,
+                "asic_id": asic_id,
+                # Milliseconds: the nanoseconds of a date are beyond what a script counts exactly.
+                "ms": [round((times[i] - begin) / 1e6, 3) for i in spans],
+                "series": [
+                    [max((v for v in values[i : i + step] if v is not None), default=None) for i in spans]
+                    for values in series
+                ],
+                "step": step,
+            }
+        )
+    return {"names": [name for name, _ in _SERIES], "begin_ns": begin, "devices": devices}
+
+
+def render_html(
+    devices: Sequence[Device],
+    *,
+    taken_ns: int,
+    host: str,
+    core_details: Sequence[CoreDetails | None] | None = None,
+    buffers: Sequence[Sequence[Mapping[str, Any]] | None] | None = None,
+    timeline: Sequence[Mapping[str, Any]] | None = None,
+) -> str:
+    """Return the page.
+
+    Args:
+        devices: device objects of the contract's JSON.
+        taken_ns: CLOCK_REALTIME of the reading.
+        host: the name of the host.
+        core_details: for each device what ``Snapshot.core_map`` gives of its cores, for the address maps.
+        buffers: for each device what ``Snapshot.buffers`` gives.
+        timeline: objects of ``ttmem-dump --json``, oldest first.
+    """
+    count = max(1, len(devices))
+    rows_max = max(32, _ROWS_MAX // count)
+    data = {
+        "schema": 1,
+        "host": clean(host),
+        "taken_ns": taken_ns,
+        "devices": [
+            _device(
+                device,
+                core_details[i] if core_details is not None else None,
+                buffers[i] if buffers is not None else None,
+                taken_ns=taken_ns,
+                rows_max=rows_max,
+            )
+            for i, device in enumerate(devices)
+        ],
+        "core_columns": CORE_COLUMNS,
+        "timeline": _timeline(timeline),
+    }
+    return _template().render(
+        data=_script_json(data),
+        host=clean(host),
+        taken=time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(taken_ns / 1e9)),
+        count=len(devices),
+        version=__version__,
+    )
