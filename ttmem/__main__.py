@@ -16,13 +16,15 @@ VERBS = {
     "diff": "what changed between two dumps or recordings",
     "explain": "how far every program is from a clash with L1 buffers",
     "fit": "whether circular buffers would fit",
+    "lockstep": "devices of a mesh that are not alike, and in what",
+    "fragmentation": "holes in L1, and what the regions set aside needed",
     "doctor": "every file in shared memory, and what is wrong with it",
     "gc": "remove what dead writers left",
 }
 
 
 def _usage() -> str:
-    lines = "\n".join(f"  {verb:<10}{text}" for verb, text in VERBS.items() if find_spec(f"ttmem.cli.{verb}"))
+    lines = "\n".join(f"  {verb:<15}{text}" for verb, text in VERBS.items() if find_spec(f"ttmem.cli.{verb}"))
     return f"usage: python -m ttmem VERB [options]\n\n{lines}\n\n`python -m ttmem VERB --help` tells its options."
 
 

@@ -236,7 +236,6 @@ cdef class DeviceBlock:
             MemoryError: there is no memory for it.
         """
         cdef void *memory = mmap(NULL, self.block_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0)
-        cdef uint32_t kind
         if memory == MAP_FAILED:
             raise MemoryError("no memory for a device's figures")
         self._unmap()
@@ -254,7 +253,6 @@ cdef class DeviceBlock:
             OSError: the file cannot be mapped, or /dev/shm is full; the block stays where it was.
         """
         cdef void *memory = mmap(NULL, self.block_bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd, <long> offset)
-        cdef uint32_t kind
         cdef char *before = self.block
         if memory == MAP_FAILED:
             raise OSError(errno, "cannot map a segment")
