@@ -95,7 +95,7 @@ def assert_no_wrong_figure(seen: Any, true: Any, path: str = "") -> None:
         for name, value in true.items():
             if name not in FREE:
                 assert_no_wrong_figure(seen[name], value, f"{path}.{name}")
-    elif isinstance(true, list) and path in (".programs", ".cores"):
+    elif isinstance(true, list) and path in (".programs", ".cores", ".processes"):
         for row in seen:
             # A row with a damaged name keeps its figures.
             wanted = [t for t in true if all(row[k] in (t[k], None, "") for k in t)]
