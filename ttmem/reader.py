@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import pwd
 import stat
 import time
 from collections.abc import Iterable
@@ -17,7 +16,7 @@ from ttmem import region as tt_metal
 from ttmem import segment
 from ttmem._reading import BlockReading, block_offsets, read_header
 from ttmem.errors import ClosedError, CorruptSegmentError, DeviceNotFoundError, TtmemError
-from ttmem.pids import ProcessTable
+from ttmem.pids import ProcessTable, user_name
 from ttmem.snapshot import Figures, Part, Snapshot, figures
 
 MAX_READ_BYTES = 1 << 28
@@ -26,12 +25,7 @@ SETTLED_NS = 50_000_000
 """A directory that changed this recently may change again within its time stamp's tick: it is listed again."""
 
 
-@lru_cache(maxsize=256)
-def _user(uid: int) -> str:
-    try:
-        return pwd.getpwuid(uid).pw_name
-    except KeyError:
-        return str(uid)
+_user = lru_cache(maxsize=256)(user_name)
 
 
 class _OpenFile:

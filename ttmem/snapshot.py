@@ -28,6 +28,8 @@ CORE_FIELDS = (
 CORE_DTYPE = np.dtype([(name, np.int64) for name in CORE_FIELDS])
 UNKNOWN_HEADROOM = np.iinfo(np.int64).min
 PROGRAMS_MAX = 1024
+SCHEMA = 1
+"""The number of the JSON's schema."""
 
 CB, DRAM, L1, _SYSTEM, L1_SMALL, TRACE, KERNEL, TABLES = range(8)
 ACCOUNTING = ("total", "reserved", "cb", "buffer", "l1_small", "overlap", "free")
@@ -470,9 +472,9 @@ def _process(part: Part) -> dict[str, Any]:
 
 def dump(devices: list[Snapshot], *, taken_ns: int) -> dict[str, Any]:
     """Return the whole JSON object of ``ttmem-dump --json``."""
-    return {
-        "schema": 1,
-        "host": socket.gethostname(),
-        "taken_ns": taken_ns,
-        "devices": [device.to_dict() for device in devices],
-    }
+    return whole([device.to_dict() for device in devices], taken_ns=taken_ns)
+
+
+def whole(devices: list[dict[str, Any]], *, taken_ns: int) -> dict[str, Any]:
+    """Return the JSON object around device objects."""
+    return {"schema": SCHEMA, "host": socket.gethostname(), "taken_ns": taken_ns, "devices": devices}

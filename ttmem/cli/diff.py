@@ -13,7 +13,8 @@ import json
 import sys
 from collections.abc import Callable, Sequence
 
-from ttmem.cli.dump import EXIT_CONDITION, EXIT_DONE, screen_of
+from ttmem.cli import EXIT_CONDITION, EXIT_DONE
+from ttmem.cli.dump import screen_of
 from ttmem.cli.sources import UnreadableError, UsageError, device_filter, run, write
 from ttmem.diff import diff
 from ttmem.dumps import Dump, DumpError, dump_of_text, kind_of_file, read_dump, read_live

@@ -7,13 +7,13 @@ import json
 import os
 import shutil
 import signal
-import socket
 import sys
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, TextIO
 
 from ttmem._version import __version__
+from ttmem.cli import EXIT_CONDITION, EXIT_DONE, EXIT_NOTHING, EXIT_UNREADABLE, EXIT_USAGE, seconds_between
 from ttmem.cli.page import PageFile
 from ttmem.errors import TtmemError
 from ttmem.views import fields
@@ -23,10 +23,6 @@ from ttmem.views.explanation import render_explanation
 from ttmem.views.tables import render_list, render_processes, render_programs
 from ttmem.views.text import Screen, clean, wrap
 
-EXIT_DONE, EXIT_NOTHING, EXIT_USAGE, EXIT_CONDITION, EXIT_UNREADABLE = range(5)
-
-SCHEMA = 1
-"""The number of the JSON's schema."""
 _MIN_WIDTH, _MAX_WIDTH = 40, 200
 _EPILOG = """\
 exit codes: 0 done; 1 nothing to read; 2 wrong usage; 3 a --fail-if condition is true; 4 files there, none readable
@@ -48,16 +44,6 @@ def _core(text: str) -> tuple[int, int]:
     if not comma or not x.strip().isdigit() or not y.strip().isdigit():
         raise argparse.ArgumentTypeError(f"expected X,Y as in 3,4, got {text!r}")
     return int(x), int(y)
-
-
-def _interval(text: str) -> float:
-    try:
-        seconds = float(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"expected seconds, got {text!r}") from None
-    if not 0.05 <= seconds <= 86400:
-        raise argparse.ArgumentTypeError(f"expected 0.05 to 86400 seconds, got {text}")
-    return seconds
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -96,7 +82,7 @@ def build_parser() -> argparse.ArgumentParser:
         "-w",
         "--watch",
         nargs="?",
-        type=_interval,
+        type=seconds_between(0.05, 86400),
         const=1.0,
         metavar="SEC",
         help="repeat every SEC seconds (default 1)",
@@ -264,8 +250,9 @@ class _Dump:
             if args.only_html:
                 return ""
         if args.json:
-            whole = {"schema": SCHEMA, "host": socket.gethostname(), "taken_ns": now_ns, "devices": list(devices)}
-            return json.dumps(whole, indent=2 if args.watch is None else None) + "\n"
+            from ttmem.snapshot import whole  # so that --help costs nothing
+
+            return json.dumps(whole(list(devices), taken_ns=now_ns), indent=2 if args.watch is None else None) + "\n"
         header = self.header and self.first
         if args.csv:
             return fields.render_csv(devices, header=header) if devices else ""

@@ -19,9 +19,8 @@ from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 from ttmem._version import __version__
+from ttmem.cli import EXIT_DONE, EXIT_NOTHING, EXIT_UNREADABLE, EXIT_USAGE
 from ttmem.views.text import clean
-
-EXIT_DONE, EXIT_NOTHING, EXIT_USAGE, _, EXIT_UNREADABLE = range(5)
 
 DEFAULT_ADDRESS = ("127.0.0.1", 9417)
 _CLIENT_SECONDS = 10.0

@@ -15,7 +15,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ttmem.clash import judge_capture
-from ttmem.cli.dump import EXIT_CONDITION, EXIT_DONE, screen_of
+from ttmem.cli import EXIT_CONDITION, EXIT_DONE
+from ttmem.cli.dump import screen_of
 from ttmem.cli.sources import (
     NothingError,
     UnreadableError,

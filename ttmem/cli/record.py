@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Sequence
 from types import FrameType
 
-from ttmem.cli.dump import EXIT_DONE, EXIT_NOTHING
+from ttmem.cli import EXIT_DONE, EXIT_NOTHING
 from ttmem.cli.sources import UsageError, run, write
 from ttmem.export import EXPORTS
 from ttmem.recording import RecordingWriter, open_recording, read_host_for_recording

@@ -15,9 +15,9 @@ from types import FrameType
 from typing import Any
 
 from ttmem._version import __version__
+from ttmem.cli import EXIT_DONE, EXIT_NOTHING, EXIT_UNREADABLE, EXIT_USAGE
 from ttmem.units import parse_size
 
-EXIT_DONE, EXIT_NOTHING, EXIT_USAGE, _, EXIT_UNREADABLE = range(5)
 _EPILOG = """\
 exit codes: 0 done; 1 no such file; 2 wrong usage; 4 the capture cannot be read, or not to its end (what came before is
 published until the command ends)

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from ttmem.cli.dump import EXIT_DONE, EXIT_NOTHING, EXIT_UNREADABLE, EXIT_USAGE
+from ttmem.cli import EXIT_DONE, EXIT_NOTHING, EXIT_UNREADABLE, EXIT_USAGE
 from ttmem.dumps import Dump, read_live
 from ttmem.errors import TtmemError
 from ttmem.model import Geometry

@@ -8,26 +8,16 @@ import sys
 from collections.abc import Sequence
 
 from ttmem._version import __version__
+from ttmem.cli import EXIT_DONE, EXIT_NOTHING, EXIT_USAGE, seconds_between
 from ttmem.errors import TtmemError
 
 _INTERVAL = 0.1
 """Seconds between two samples unless told."""
 _SHARE = 0.125
 """The most of a core that sampling may take unless an interval is told."""
-EXIT_DONE, EXIT_NOTHING, EXIT_USAGE = range(3)
 _EPILOG = """\
 keys: 1-5 pages, arrows select, Enter opens, Space pauses, m figure of the heat map, , . sort, / filter, h help, q quit
 """
-
-
-def _interval(text: str) -> float:
-    try:
-        seconds = float(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"expected seconds, got {text!r}") from None
-    if not 0.02 <= seconds <= 3600:
-        raise argparse.ArgumentTypeError(f"expected 0.02 to 3600 seconds, got {text}")
-    return seconds
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -39,7 +29,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("-d", "--device", action="append", metavar="N", help="only these devices: ids or 0x asic ids, comma-separated")
     add(
         "--interval",
-        type=_interval,
+        type=seconds_between(0.02, 3600),
         metavar="SEC",
         help="seconds between two samples (default 0.1, longer where that would take more than an eighth of a core); the "
         "screen is painted at most 4 times a second",
