@@ -22,6 +22,7 @@ MODES = {
         "-fno-omit-frame-pointer",
     ],
     "tsan": ["-O1", "-g", "-UNDEBUG", "-fsanitize=thread", "-Wno-tsan"],
+    "fuzz": ["-O1", "-g", "-UNDEBUG", "-fsanitize=fuzzer-no-link,address,undefined", "-fno-sanitize-recover=all"],
 }
 mode = os.environ.get("TTMEM_BUILD", "release")
 flags = [

@@ -18,7 +18,15 @@ TESTS = Path(__file__).resolve().parent
 ROOT = TESTS.parent
 NATIVE = TESTS / "native"
 BUILD = ROOT / "build"
-UNDER_ADDRESS = ("hostile_files", "region", "core", "publisher")
+UNDER_ADDRESS = ("hostile_files", "fuzz", "region", "core", "publisher")
+
+SETTINGS = {
+    # The interpreter's own allocator would hide overruns within its arenas.
+    "PYTHONMALLOC": "malloc",
+    "ASAN_OPTIONS": "detect_leaks=0:halt_on_error=1",
+    "UBSAN_OPTIONS": "print_stacktrace=1",
+    "TSAN_OPTIONS": "halt_on_error=0:exitcode=66",
+}
 
 
 def library(name: str) -> str:
@@ -61,18 +69,10 @@ def package(mode: str) -> Path:
     return place
 
 
-def interpreter(mode: str, place: Path, *options: str) -> dict[str, str]:
+def interpreter(mode: str, place: Path) -> dict[str, str]:
     """Return the environment in which a plain interpreter takes up instrumented modules."""
     runtime = library({"sanitize": "libasan.so", "tsan": "libtsan.so"}[mode])
-    return {
-        "LD_PRELOAD": runtime,
-        "PYTHONPATH": str(place),
-        # The interpreter's own allocator would hide overruns within its arenas.
-        "PYTHONMALLOC": "malloc",
-        "ASAN_OPTIONS": "detect_leaks=0:halt_on_error=1",
-        "UBSAN_OPTIONS": "print_stacktrace=1",
-        "TSAN_OPTIONS": "halt_on_error=0:exitcode=66",
-    }
+    return {"LD_PRELOAD": runtime, "PYTHONPATH": str(place), **SETTINGS}
 
 
 def address() -> None:

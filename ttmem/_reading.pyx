@@ -80,6 +80,8 @@ cdef enum:
     BLOCKS_MAX = 4096
     SECTION_MAX = 4 << 20      # bytes; the largest of layout 1.0 has 512 KiB
 
+cdef uint64_t SIZE_LIMIT = <uint64_t> 1 << 48  # bytes; figures made of larger sizes would not fit their columns
+
 cdef uint64_t[TTM_KEYS] keys
 
 
@@ -300,6 +302,11 @@ cdef class BlockReading:
         cores = self.header.grid_x * self.header.grid_y
         if not (0 < self.header.grid_x <= CORES_MAX and 0 < self.header.grid_y <= CORES_MAX and cores <= CORES_MAX):
             raise CorruptSegmentError(f"the block at {offset} has a grid of {self.header.grid_x} x {self.header.grid_y}")
+        if (
+            self.header.worker_l1_size | self.header.l1_cb_base | self.header.l1_small_size | self.header.dram_size
+            | self.header.trace_region_size
+        ) >= SIZE_LIMIT:
+            raise CorruptSegmentError(f"the block at {offset} tells of a memory that no device has")
         memset(self.section, 0, sizeof(self.section))
         for i in range(self.header.section_count):
             section = &self.header.sections[i]
