@@ -28,6 +28,7 @@ CONTROL = 512
 SECTIONS_AT = 128
 DESCRIPTOR = struct.Struct("<IIIIQ")
 RANGES = (6, 7)
+CBS, PEAKS = 12, 13
 NAME = "ttmem1..0.1.1.0123456789abcdef"
 SPECIAL = (0, 1, 2, 3, 7, 8, 62, 63, 64, 65, 4095, 4096, 65535, 65536, 2**31, 2**32 - 1, 2**32, 2**62, 2**63, 2**64 - 1)
 ROWS_SEALED = 4
@@ -242,6 +243,8 @@ class Forger:
         used = words - 1
         if kind in RANGES:
             used = min(int.from_bytes(record[:4], "little"), used - 1) + 1
+        elif kind == CBS:
+            used = 2 * min(int.from_bytes(record[:4], "little"), (used - 1) // 2) + 1
         version = int.from_bytes(record[-4:], "little")
         tag = struct.pack("<Q", record_tag(record[: 8 * used], kind << 32 | index, version))
         if tag != record[-8:]:
@@ -296,8 +299,10 @@ class Forger:
 
     def rows(self, start: int, kind: int, words: int) -> Iterator[tuple[int, ...]]:
         """Yield the first words of a section's records, of both images, as they stand in the file."""
-        (found,) = [d for d in self.sections(start) if d[0] == kind][-1:]
-        _kind, stride, count, _words, offset = found
+        found = [d for d in self.sections(start) if d[0] == kind]
+        if not found:
+            return
+        _kind, stride, count, _words, offset = found[-1]
         image_offset, image_bytes = struct.unpack_from("<QQ", self.now, start + 104)
         for side in range(2):
             # Right tags are only on records that the true file has or that were sealed: few, in each half of a table.
@@ -314,8 +319,15 @@ class Forger:
         programs = reading.programs()
         if programs:
             known = {row[:4] for row in self.rows(start, 8, 4)}
-            for number, _name, cores, per_core, end, count, logical in programs:
+            rectangles = {word for row in self.rows(start, CBS, 48) for word in row}
+            for number, _name, cores, per_core, end, count, logical, buffers in programs:
                 assert (number, count | cores << 32, per_core | end << 32, logical) in known
+                for first, last, *_ in buffers or ():
+                    assert first | last << 32 in rectangles
+        peaks = {row[:4] for row in self.rows(start, PEAKS, 4)}
+        for index in range(8):
+            peak = reading.peak(index)
+            assert peak is None or peak[:4] in peaks
         buffers = reading.buffers()
         if buffers:
             known = {(row[0], row[1] & 0xFF, row[2]) for row in self.rows(start, 10, 3)}
