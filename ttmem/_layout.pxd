@@ -159,3 +159,7 @@ cdef extern from "_atomic.h" nogil:
     void ttm_lock_acquire(ttm_lock *lock)
     void ttm_lock_release(ttm_lock *lock)
     uint64_t ttm_realtime_coarse_ns()
+
+
+cdef extern from "_latch.h" nogil:
+    void ttm_latch_turn(uint64_t *seq, uint64_t value)
