@@ -39,9 +39,9 @@ class Actor:
         self.kept.append(self.bench.tensor(*shape, memory=MEMORY[memory]))
         return {}
 
-    def circular(self, buffers):
+    def circular(self, buffers, page_size=1024):
         try:
-            self.bench.circular(buffers)
+            self.bench.circular(buffers, page_size)
         except RuntimeError as error:
             return {"thrown": str(error)}
         return {"thrown": ""}

@@ -138,6 +138,21 @@ def test_a_clash_is_foretold_with_the_figures_with_which_tt_metal_then_throws(st
     assert clash["core_range"] == f"[{core_range}]"
 
 
+def test_a_shared_core_is_covered_once_though_the_region_charges_it_twice(stage: Stage) -> None:
+    # The program of docs/ttnn.md.
+    player = stage.start(knows_ttmem=True)
+    player.ask("open", "model")
+    player.ask("track")
+    player.ask("circular", [(4096, (0, 0, 1, 0)), (8192, (1, 0, 2, 0))])
+    assert player.ask("sync")["regions"]["0"]["cb"] == 36864
+    device = stage.devices()[0]
+    assert device["memory"]["cb"]["physical_bytes"] == 24576
+    per_core = {(core["x"], core["y"]): core["cb_physical_bytes"] for core in device["cores"]}
+    assert [per_core[x, 0] for x in range(4)] == [4096, 12288, 8192, 0]
+    said = "TT-Metal's own region says CB (physical) 36864 bytes, ttmem counts 24576"
+    assert any(text.startswith(said) for text in device["warnings"])
+
+
 def test_the_processes_of_the_stage_leave_nothing_in_the_hosts_shared_memory(stage: Stage) -> None:
     before = sorted(os.listdir("/dev/shm"))
     player = stage.start()

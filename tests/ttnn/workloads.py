@@ -46,21 +46,24 @@ class Bench:
         time.sleep(0.2)
         return self.circular([(2048, (0, 0, 0, 0))])
 
-    def circular(self, buffers):
+    def circular(self, buffers, page_size=1024):
         """Dispatch a program with circular buffers of (bytes, (x, y, x, y), ...); all the rectangles of one make a set."""
         a, b = self.tensor(1, 1, 32, 32), self.tensor(1, 1, 32, 32)
         descriptors = [
             ttnn.CBDescriptor(
                 total_size=size,
                 core_ranges=core_ranges(*areas),
-                format_descriptors=[ttnn.CBFormatDescriptor(buffer_index=i, data_format=ttnn.bfloat16, page_size=1024)],
+                format_descriptors=[
+                    ttnn.CBFormatDescriptor(buffer_index=i, data_format=ttnn.bfloat16, page_size=page_size)
+                ],
             )
             for i, (size, *areas) in enumerate(buffers)
         ]
         kernel = ttnn.KernelDescriptor(
             kernel_source="void kernel_main() {}\n",
             source_type=ttnn.KernelDescriptor.SourceType.SOURCE_CODE,
-            core_ranges=core_ranges((0, 0, 2, 0)),
+            # TT-Metal crashes over a circular buffer on a core without a kernel.
+            core_ranges=core_ranges((0, 0, *(max(area[i] for _, *areas in buffers for area in areas) for i in (2, 3)))),
             compile_time_args=[],
             runtime_args=[],
             config=ttnn.ReaderConfigDescriptor(),
