@@ -63,7 +63,8 @@ _OBJECT, _LIST = 0, 1
 _DEPTHS = {"memory": 1, "l1_accounting": 1, "processes": 2}
 """How deep the members of a device are taken apart."""
 _PROGRAM_IDS = "programs.ids"
-_HELD_BACK = frozenset(("cores", "updated_ns", "buffers", "programs"))
+_KEY_ONLY = ("buffers", "buffers_omitted")
+_HELD_BACK = frozenset(("cores", "updated_ns", "programs", *_KEY_ONLY))
 
 
 class RecordingError(TtmemError, ValueError):
@@ -268,8 +269,7 @@ class RecordingWriter:
                 pieces += [(_COLUMN + name, column) for name, column in columns]
             elif "cores" in device:
                 pieces.append(("cores", _text(cores if cores is None else list(cores))))
-            if "buffers" in device:
-                pieces.append(("buffers", _text(device["buffers"]) if key else b"null"))
+            pieces += [(name, _text(device[name]) if key else b"null") for name in _KEY_ONLY if name in device]
             shape.append(tuple(name for name, _ in pieces))
             slots += [self._number(piece, new) for _, piece in pieces]
         return tuple(shape), slots
@@ -578,7 +578,7 @@ class Recording:
             elif name == "cores":
                 if cores:
                     device[name] = state.value(slot)
-            elif name == "buffers":
+            elif name in _KEY_ONLY:
                 # Between key frames the buffers are not known, which is not the same as none.
                 if piece != b"null":
                     device[name] = state.value(slot)
@@ -623,7 +623,7 @@ def read_host_for_recording(host: Any, *, source: str = "auto", buffers: bool = 
     """
     import socket
 
-    from ttmem.dumps import buffer_rows
+    from ttmem.dumps import buffers_of
     from ttmem.reader import read_host
 
     reading = read_host(source=source, host=host)
@@ -631,6 +631,6 @@ def read_host_for_recording(host: Any, *, source: str = "auto", buffers: bool = 
     for snapshot in reading.devices:
         device: dict[str, Any] = snapshot.to_dict(cores=False)
         device["cores"] = snapshot.cores
-        device["buffers"] = buffer_rows(snapshot) if buffers else None
+        device.update(buffers_of(snapshot) if buffers else {"buffers": None, "buffers_omitted": None})
         devices.append(device)
     return Dump(devices, reading.taken_ns, socket.gethostname(), list(reading.problems))
