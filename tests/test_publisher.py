@@ -473,3 +473,12 @@ def test_the_published_figures_equal_the_dumbest_model(operations):
             assert snapshot.memory.cb.physical_bytes == total
             accounting = snapshot.l1_accounting
             assert accounting.free_bytes == 6 * 400 - total - 6 * len(taken) + accounting.overlap_bytes
+
+
+def test_devices_are_published_again_after_the_last_one_was_closed():
+    for _ in range(2):
+        publishers = [ttmem.publish(number, **N150) for number in range(3)]
+        assert [publisher.problem for publisher in publishers] == [""] * 3
+        assert [device.device_id for device in ttmem.devices()] == [0, 1, 2]
+        for publisher in publishers:
+            publisher.close()
