@@ -632,3 +632,12 @@ def test_a_trace_that_is_released_while_it_is_captured_is_forgotten(pub):
     assert read().memory.cb.resident_bytes == 4096 * 64
     with pytest.raises(ttmem.UnknownIdError):
         pub.replay_trace(trace)
+
+
+def test_devices_are_published_again_after_the_last_one_was_closed():
+    for _ in range(2):
+        publishers = [ttmem.publish(number, **N150) for number in range(3)]
+        assert [publisher.problem for publisher in publishers] == [""] * 3
+        assert [device.device_id for device in ttmem.devices()] == [0, 1, 2]
+        for publisher in publishers:
+            publisher.close()

@@ -182,7 +182,9 @@ class Snapshot:
         return answer
 
     def buffers(self) -> list[dict[str, Any]]:
-        """Return the live buffers that the writers' tables hold, each with its pid."""
+        """Return the live buffers that the writers' tables hold, each with its pid; see :attr:`buffers_omitted`."""
+        if self._given is not None:
+            return list(self._given.get("buffers") or ())
         names = (
             "buffer_id",
             "buffer_type",
@@ -198,6 +200,14 @@ class Snapshot:
             for part in self._live
             for row in part.reading.buffers()
         ]
+
+    @property
+    def buffers_omitted(self) -> int | None:
+        """How many live buffers count in the totals and are not listed; None where no list is known."""
+        if self._given is not None:
+            return None if self._given.get("buffers") is None else self._given.get("buffers_omitted")
+        tables = [part.reading.total(TABLES) for part in self._live]
+        return _sum([None if words is None else words[4] for words in tables])
 
     # How it is put together
 
