@@ -14,8 +14,10 @@ from hypothesis import strategies as st
 from made_devices import SETS, TAKEN_NS, n150, p150, stale, tt_metal
 
 from ttmem.units import format_bytes
-from ttmem.views.cores import METRICS, render_heat_map, render_map
+from ttmem.views.address import render_map
+from ttmem.views.cores import METRICS
 from ttmem.views.dump import render_devices
+from ttmem.views.heat import render_heat_map
 from ttmem.views.tables import render_list, render_processes, render_programs
 from ttmem.views.text import Screen, cell_width
 

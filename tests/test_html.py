@@ -20,9 +20,9 @@ import ttmem
 from ttmem.cli.dump import main
 from ttmem.cli.page import PageFile
 from ttmem.units import format_bytes, format_exact
-from ttmem.views.cores import _short
 from ttmem.views.dump import used_l1
 from ttmem.views.explanation import explain_figures, render_explanation
+from ttmem.views.heat import short_size
 from ttmem.views.html import CORE_COLUMNS, render_html
 from ttmem.views.notes import notes
 from ttmem.views.text import Screen, percent
@@ -321,7 +321,7 @@ def test_the_heat_map_rounds_as_the_terminal_does(show: Any) -> None:
     browser = show(page(n150(cores=[{**n150()["cores"][x], "headroom_bytes": size} for x, size in enumerate(sizes)])))
     browser.click('[data-metric="headroom_bytes"]')
     numbers = browser.run("[...document.querySelectorAll('rect.core + text')].map(t => t.textContent)")
-    assert numbers == [_short(size, 1024) for size in sizes]
+    assert numbers == [short_size(size, 1024) for size in sizes]
 
 
 def test_hovering_a_core_tells_its_figures(show: Any) -> None:

@@ -27,6 +27,7 @@ from ttmem.top.overview import CHARTS_LEAST
 from ttmem.top.source import LiveSource, ReplaySource, Sampler, open_frames
 from ttmem.units import format_bytes
 from ttmem.views.cores import CoreLayout
+from ttmem.views.heat import short_size
 from ttmem.views.text import Screen, cell_width
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -397,7 +398,7 @@ def test_the_heat_map_shows_each_figure_of_the_json() -> None:
                     line = screens.lines()[geometry.top + y]
                     begin = 4 + x * geometry.cell
                     text = line[begin : begin + geometry.cell].strip(" []>")
-                    assert text == corepage._short(core[column], 1024)
+                    assert text == short_size(core[column], 1024)
             await screens.press("m")
         assert screens.app.core.metric == "cb_physical"
         await screens.press("M")
@@ -447,7 +448,7 @@ def test_the_selected_core_is_marked_without_colour_and_loses_no_digit(size: tup
     async def steps(screens: Screens) -> None:
         await screens.press("2", "m", "m", "m")
         core = made.p150()["cores"][0]
-        number = corepage._short(core["headroom_bytes"], 1024)
+        number = short_size(core["headroom_bytes"], 1024)
         line = screens.lines()[screens.app._heat.top]
         assert f"[{number}]" in line.replace("[ ", "[") or f">{number}" in line
 

@@ -5,25 +5,27 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import shutil
 import signal
 import sys
 import time
-from collections.abc import Callable, Sequence
-from typing import Any, TextIO
+from collections.abc import Sequence
+from typing import Any
 
 from ttmem._version import __version__
 from ttmem.cli import EXIT_CONDITION, EXIT_DONE, EXIT_NOTHING, EXIT_UNREADABLE, EXIT_USAGE, seconds_between
 from ttmem.cli.page import PageFile
+from ttmem.cli.screens import screen_of
+from ttmem.cli.selection import UsageError, device_filter
 from ttmem.errors import TtmemError
 from ttmem.views import fields
-from ttmem.views.cores import METRICS, grid_of, render_heat_map, render_map
+from ttmem.views.address import render_map
+from ttmem.views.cores import METRICS, grid_of
 from ttmem.views.dump import grid_text, render_devices
 from ttmem.views.explanation import render_explanation
+from ttmem.views.heat import render_heat_map
 from ttmem.views.tables import render_list, render_processes, render_programs
 from ttmem.views.text import Screen, clean, wrap
 
-_MIN_WIDTH, _MAX_WIDTH = 40, 200
 _EPILOG = """\
 exit codes: 0 done; 1 nothing to read; 2 wrong usage; 3 a --fail-if condition is true; 4 files there, none readable
 
@@ -33,10 +35,6 @@ examples:
   ttmem-dump --query device_id,memory.cb.physical,l1.core.min_headroom --format csv,nounits
   ttmem-dump --fail-if 'l1.core.min_headroom < 64KiB'
 """
-
-
-class _UsageError(Exception):
-    """The command line asks for something that is not possible."""
 
 
 def _core(text: str) -> tuple[int, int]:
@@ -94,21 +92,6 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def screen_of(stream: TextIO, *, no_color: bool = False) -> Screen:
-    """Return what ``stream`` can show: its size, its colours, its characters."""
-    terminal = stream.isatty()
-    size = shutil.get_terminal_size((80, 24))
-    color = terminal and not no_color and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
-    encoding = (getattr(stream, "encoding", None) or "ascii").lower().replace("-", "").replace("_", "")
-    # The last line of a terminal is the prompt's.
-    return Screen(
-        width=max(_MIN_WIDTH, min(_MAX_WIDTH, size.columns)),
-        height=max(1, size.lines - 1) if terminal else None,
-        color=color,
-        unicode=encoding.startswith("utf"),
-    )
-
-
 def _write(text: str) -> None:
     """Write to stdout what its encoding has; a name of a process must not end the command."""
     encoding = getattr(sys.stdout, "encoding", None) or "ascii"
@@ -116,31 +99,11 @@ def _write(text: str) -> None:
     sys.stdout.flush()
 
 
-def _selected(wanted: Sequence[str] | None) -> Callable[[Any], bool] | None:
-    """Return the test for ``-d``, or None for all devices."""
-    if not wanted:
-        return None
-    names = [name.strip() for text in wanted for name in text.split(",") if name.strip()]
-    ids: set[int] = set()
-    chips: set[int] = set()
-    for name in names:
-        try:
-            (chips if name.lower().startswith("0x") else ids).add(int(name, 0 if name.lower().startswith("0x") else 10))
-        except ValueError:
-            raise _UsageError(f"argument -d/--device: expected a device id or a 0x asic id, got {name!r}") from None
-
-    def test(device: Any) -> bool:
-        chip = device.get("asic_id")
-        return device.get("device_id") in ids or (chip is not None and int(str(chip), 0) in chips)
-
-    return test
-
-
 def _view(args: argparse.Namespace) -> None:
     """Refuse views that exclude each other.
 
     Raises:
-        _UsageError: two views that cannot stand in one output were asked for.
+        UsageError: two views that cannot stand in one output were asked for.
     """
     asked = [
         name
@@ -166,12 +129,12 @@ def _view(args: argparse.Namespace) -> None:
     ]
     # JSON holds cores, programs and processes anyway, so those only choose what text shows.
     if len(asked) > 1 or (asked and asked != ["--json"] and text):
-        raise _UsageError(f"{' and '.join((asked + text)[:2])} cannot be used together")
+        raise UsageError(f"{' and '.join((asked + text)[:2])} cannot be used together")
     if args.html == "-" and (asked or text):
-        raise _UsageError(f"--html - and {(asked + text)[0]} cannot be used together: both go to stdout")
+        raise UsageError(f"--html - and {(asked + text)[0]} cannot be used together: both go to stdout")
     args.only_html = args.html is not None and not asked and not text
     if args.format and args.query is None:
-        raise _UsageError("--format needs --query")
+        raise UsageError("--format needs --query")
     if args.query is not None and not args.format:
         args.format = "csv"
 
@@ -199,13 +162,13 @@ def _maps(core: tuple[int, int], snapshots: Sequence[Any], devices: Sequence[Any
     """Return the address map of a core of every device.
 
     Raises:
-        _UsageError: no device has such a core.
+        UsageError: no device has such a core.
     """
     boxes = [grid_of(device) for device in devices]
     inside = [box is None or (box[0] <= core[0] <= box[2] and box[1] <= core[1] <= box[3]) for box in boxes]
     if not any(inside):
         grids = ", ".join(sorted({grid_text(device) for device in devices}))
-        raise _UsageError(f"argument --map: core {core[0]},{core[1]} is outside the grid ({grids})")
+        raise UsageError(f"argument --map: core {core[0]},{core[1]} is outside the grid ({grids})")
     return "\n".join(
         render_map(device, core, snapshot.core_map(*core) if there else None, screen)
         for snapshot, device, there in zip(snapshots, devices, inside, strict=True)
@@ -217,7 +180,7 @@ class _Dump:
 
     def __init__(self, args: argparse.Namespace) -> None:
         self.args = args
-        self.keep = _selected(args.device)
+        self.keep = device_filter(args.device) if args.device else None
         self.header, self.units = fields.parse_format(args.format) if args.format else (True, True)
         self.page = None if args.html is None else PageFile(args.html)
         self.first = True
@@ -246,7 +209,7 @@ class _Dump:
             try:
                 self.said(self.page.write(snapshots, devices, now_ns))
             except OSError as error:
-                raise _UsageError(f"--html {args.html}: {error.strerror}: choose a file that can be written") from error
+                raise UsageError(f"--html {args.html}: {error.strerror}: choose a file that can be written") from error
             if args.only_html:
                 return ""
         if args.json:
@@ -267,7 +230,7 @@ class _Dump:
         """Read everything once; return the text and the exit code.
 
         Raises:
-            _UsageError: a field or a condition does not exist.
+            UsageError: a field or a condition does not exist.
         """
         from ttmem.reader import read_host  # so that --help costs nothing
 
@@ -289,7 +252,7 @@ class _Dump:
             conditions = [fields.parse_condition(text, devices) for text in args.fail_if or ()]
             text = self.render(snapshots, devices, now_ns, screen)
         except ValueError as error:
-            raise _UsageError(str(error)) from error
+            raise UsageError(str(error)) from error
         for problem in reading.problems:
             self.tell(problem)
         self.first = False
@@ -377,16 +340,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         try:
             dump = _Dump(args)
             if args.query is not None and not args.query.strip(", "):
-                raise _UsageError("--query needs a field; --help-query lists them")
+                raise UsageError("--query needs a field; --help-query lists them")
         except ValueError as error:
-            raise _UsageError(str(error)) from error
+            raise UsageError(str(error)) from error
         if args.watch is not None:
             code = _watch(dump, args.watch, args.no_color)
         else:
             text, code = dump.run(screen_of(sys.stdout, no_color=args.no_color))
             _write(text)
         return code
-    except _UsageError as error:
+    except UsageError as error:
         parser.print_usage(sys.stderr)
         print(f"ttmem-dump: error: {error}", file=sys.stderr)
         return EXIT_USAGE

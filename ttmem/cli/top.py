@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from ttmem._version import __version__
 from ttmem.cli import EXIT_DONE, EXIT_NOTHING, EXIT_USAGE, seconds_between
+from ttmem.cli.selection import UsageError, device_filter
 from ttmem.errors import TtmemError
 
 _INTERVAL = 0.1
@@ -54,12 +55,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return int(stop.code or 0) if not isinstance(stop.code, str) else EXIT_USAGE
     keep = None
     if args.device:
-        # The text views come in with it, which a start without it does not need.
-        from ttmem.cli.dump import _selected, _UsageError
-
         try:
-            keep = _selected(args.device)
-        except _UsageError as error:
+            keep = device_filter(args.device)
+        except UsageError as error:
             parser.print_usage(sys.stderr)
             print(f"ttmem-top: error: {error}", file=sys.stderr)
             return EXIT_USAGE

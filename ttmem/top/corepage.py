@@ -9,21 +9,10 @@ from typing import Any
 from ttmem.top.model import Shown
 from ttmem.top.overview import state_pieces
 from ttmem.units import NOT_AVAILABLE, format_bytes
-from ttmem.views.cores import (
-    _ASCII_SHADES,
-    _RAMP,
-    _UNICODE_SHADES,
-    CoreLayout,
-    _heat,
-    _scale,
-    _short,
-    _step,
-    cores_of,
-    grid_of,
-    layout_of,
-    map_lines,
-)
+from ttmem.views.address import map_lines
+from ttmem.views.cores import CoreLayout, cores_of, grid_of, layout_of
 from ttmem.views.dump import grid_text
+from ttmem.views.heat import RAMP, heat_style, scale_of, shades, short_size, step_of
 from ttmem.views.text import Line, Piece, Screen, cell_width, clean, pad
 
 METRICS = {
@@ -132,7 +121,7 @@ def format_value(metric: str, value: int | None) -> str:
 def _cell_text(metric: str, value: int | None) -> str:
     if value is not None and metric == "fragmentation":
         return f"{value / 10:.0f}%"
-    return _short(value, 1024)
+    return short_size(value, 1024)
 
 
 def _cell_style(metric: str, value: int | None, scale: int) -> str:
@@ -140,18 +129,18 @@ def _cell_style(metric: str, value: int | None, scale: int) -> str:
         return "dim"
     if metric == "headroom":
         # What is short of headroom burns: the scale runs the other way.
-        return "alarm" if value < 0 else _heat(_RAMP[_step(scale - value, scale, len(_RAMP))])
-    return _heat(_RAMP[_step(value, scale, len(_RAMP))])
+        return "alarm" if value < 0 else heat_style(RAMP[step_of(scale - value, scale, len(RAMP))])
+    return heat_style(RAMP[step_of(value, scale, len(RAMP))])
 
 
 def _shade(metric: str, value: int | None, scale: int, screen: Screen) -> str:
     """Return a character that stands for a colour."""
-    shades = _UNICODE_SHADES if screen.unicode else _ASCII_SHADES
+    marks = shades(screen)
     if value is None:
         return " "
     if metric == "headroom":
-        return "!" if value < 0 else shades[_step(scale - value, scale, len(shades))]
-    return shades[_step(value, scale, len(shades))]
+        return "!" if value < 0 else marks[step_of(scale - value, scale, len(marks))]
+    return marks[step_of(value, scale, len(marks))]
 
 
 def _marked(text: str, width: int) -> str:
@@ -173,7 +162,7 @@ def heat_lines(shown: Shown, options: CoreOptions, screen: Screen) -> tuple[list
     if options.metric == "fragmentation":
         scale = 1000
     else:
-        scale, _ = _scale(device, known)
+        scale, _ = scale_of(device, known)
         if not options.capacity_scale and options.metric != "headroom":
             scale = max([1, *known])
     x0, y0, x1, y1 = box
