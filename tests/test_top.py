@@ -416,7 +416,7 @@ def test_arrows_select_a_core_and_stop_at_the_edge() -> None:
         core = next(c for c in made.n150()["cores"] if (c["x"], c["y"]) == (3, 4))
         assert "Core 3,4:" in screens.body
         assert f"headroom {format_bytes(core['headroom_bytes'])}" in screens.body
-        assert "Device 0: core 3,4: L1 of 1,499,136 B" in screens.body
+        assert "0x16e000  end of L1; a cell is" in screens.body
         await screens.press("end", "down", "right")
         assert screens.app.core.selected == (7, 7)
 
@@ -489,6 +489,49 @@ def test_enter_gives_the_address_map_the_whole_page_and_escape_takes_it_back() -
         assert screens.app.page == "overview"
 
     run(steps, size=(80, 24))
+
+
+def holes(count: int) -> Any:
+    """Return an N150 whose cores have many small L1 buffers with gaps between them."""
+    one = reading([made.n150()])
+    (snapshot,) = one.devices
+    snapshot.core_map = lambda x, y: {
+        "cb_ranges": [[105664, 205664]],
+        "l1_ranges": [[600000 + 8192 * i, 600000 + 8192 * i + 4096] for i in range(count)],
+    }
+    return one
+
+
+def test_a_short_screen_keeps_the_gap_and_the_cbs_and_says_what_it_leaves_out() -> None:
+    async def steps(screens: Screens) -> None:
+        screens.app.model.add(holes(20))
+        screens.app.tick()
+        await screens.press("2")
+        kept = [line for line in screens.lines() if line.startswith("  0x")]
+        assert len(kept) < 44
+        assert any("CB" in line for line in kept)
+        assert any("free" in line and "385.1 KiB" in line for line in kept)
+        assert f"  {44 - len(kept)} more: Enter shows all" in screens.body
+
+    run(steps, size=(80, 24), first=[])
+
+
+def test_the_address_map_on_the_whole_page_scrolls_through_every_row() -> None:
+    async def steps(screens: Screens) -> None:
+        screens.app.model.add(holes(20))
+        screens.app.tick()
+        await screens.press("2", "enter")
+        seen = {line for line in screens.lines() if line.startswith("  0x")}
+        for _ in range(9):
+            await screens.press("pagedown")
+            seen |= {line for line in screens.lines() if line.startswith("  0x")}
+        assert len(seen) == 44
+        assert "0 more below" in screens.body
+        for _ in range(9):
+            await screens.press("pageup")
+        assert "0 more above" in screens.body
+
+    run(steps, size=(80, 24), first=[])
 
 
 def test_fragmentation_is_the_free_share_outside_the_largest_gap() -> None:
@@ -703,9 +746,23 @@ def test_the_screen_follows_a_replay(tmp_path: Path) -> None:
         await follow()
         assert "frame 1/4" in screens.lines("head")[0]
         assert "STOPPED" not in screens.lines("head")[0]
+        assert time.strftime("%H:%M:%S", time.gmtime(made.TAKEN_NS / 1e9)) in screens.lines("head")[0]
+        await screens.press("}")
+        await follow()
+        assert "frame 3/4" in screens.lines("head")[0]
+        await screens.press("{")
+        await follow()
+        assert "frame 1/4" in screens.lines("head")[0]
 
     run(steps, first=[], player=source)
     source.close()
+
+
+def test_a_device_whose_last_change_nobody_knows_is_not_said_to_have_had_none() -> None:
+    async def steps(screens: Screens) -> None:
+        assert "last change N/A" in screens.body
+
+    run(steps, first=[{**made.n150(), "updated_ns": None}])
 
 
 def test_a_replay_that_ended_plays_again(tmp_path: Path) -> None:

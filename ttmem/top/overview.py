@@ -156,7 +156,9 @@ def chart_lines(shown: Shown, view: View, height: int, options: OverviewOptions,
     device = shown.device
     state = clean(device.get("state") or NOT_AVAILABLE)
     updated = get(device, "updated_ns")
-    age = f"changed {format_age(view.taken_ns - updated)} ago" if updated is not None else "never changed"
+    age = (
+        f"changed {format_age(view.taken_ns - updated)} ago" if updated is not None else f"last change {NOT_AVAILABLE}"
+    )
     about = [clean(device.get("arch") or f"arch {NOT_AVAILABLE}"), f"grid {grid_text(device)}"]
     about += [f"asic {clean(device.get('asic_id') or NOT_AVAILABLE)}"] if screen.width >= 100 else []
     about += [f"source {clean(device.get('source'))}"]

@@ -96,10 +96,31 @@ def _cells(parts: Sequence[_Range], end: int, bytes_per_cell: int) -> list[str]:
     return cells
 
 
-def map_lines(
+@dataclass(frozen=True, slots=True)
+class AddressMap:
+    """The address map of one core as lines: a title, the drawing, and a table of what lies where.
+
+    Attributes:
+        title: the core and the size of its L1.
+        drawing: L1 to scale, and where it ends.
+        cell: the bytes that one character of the drawing stands for.
+        head: the headings of the table.
+        rows: a line for each part, top of L1 first, and how dispensable it is: where only some fit, the highest go.
+        headroom: what is said of the core's headroom.
+    """
+
+    title: list[Line]
+    drawing: list[Line]
+    cell: int
+    head: Line
+    rows: list[tuple[int, Line]]
+    headroom: list[Line]
+
+
+def address_map(
     device: Device, core_xy: tuple[int, int], details: Mapping[str, Any] | None, screen: Screen, *, rows: int = 8
-) -> list[Line]:
-    """Return the address map of one core to scale, and a table of what lies where.
+) -> AddressMap | str:
+    """Return the address map of one core to scale, or a sentence on why there is none.
 
     Args:
         device: the device object.
@@ -111,16 +132,15 @@ def map_lines(
     """
     x, y = core_xy
     core = cores_of(device).get(core_xy)
-    head: list[Piece] = [(f"Device {device['device_id']}:", "head")]
     box = grid_of(device)
     if box is not None and not (box[0] <= x <= box[2] and box[1] <= y <= box[3]):
-        return [[*head, (f" core {x},{y} is outside the grid {grid_text(device)}", "warn")]]
+        return f" core {x},{y} is outside the grid {grid_text(device)}"
     missing = [what for key, what in _RANGES.items() if (details or {}).get(key) is None]
     if details is None or len(missing) == len(_RANGES) or (device.get("cores") is None and not any(details.values())):
-        return [[*head, (f" core {x},{y}: {NOT_AVAILABLE}, the source does not tell figures per core", "")]]
+        return f" core {x},{y}: {NOT_AVAILABLE}, the source does not tell figures per core"
     ranges, end = _ranges(device, details)
     if end <= 0:
-        return [[*head, (f" core {x},{y}: nothing known of its L1", "")]]
+        return f" core {x},{y}: nothing known of its L1"
     known = layout_of(device).size is not None
     parts = _parts(ranges, end)
     label = 10
@@ -129,7 +149,8 @@ def map_lines(
     while -(-end // bytes_per_cell) > columns * rows:
         bytes_per_cell *= 2
     title = f" core {x},{y}: L1 of {format_exact(end)} B" if known else f" core {x},{y}: L1 size {NOT_AVAILABLE}"
-    lines = titled(head, f"{title}; a cell is {format_bytes(bytes_per_cell)}", screen)
+    head: list[Piece] = [(f"Device {device['device_id']}:", "head")]
+    drawing: list[Line] = []
     cells = _cells(parts, end, bytes_per_cell)
     for first in range(0, len(cells), columns):
         row: list[Piece] = [(pad(f"0x{first * bytes_per_cell:06x}", label), "dim")]
@@ -138,13 +159,36 @@ def map_lines(
                 row[-1] = (row[-1][0] + screen.keys[part], part)
             else:
                 row.append((screen.keys[part], part))
-        lines.append(row)
-    lines.append([(pad(f"0x{end:06x}", label), "dim"), ("end of L1" if known else "end of what is known", "dim")])
+        drawing.append(row)
+    drawing.append([(pad(f"0x{end:06x}", label), "dim"), ("end of L1" if known else "end of what is known", "dim")])
     if missing:
         text = f"{' and '.join(missing)} {NOT_AVAILABLE}: not all of them are known, so no gap is called free"
-        lines += [[(line, "warn")] for line in wrap(text, screen, first="  ", rest="  ")]
-    lines.append([("", "")])
-    return lines + _table_lines(parts, ranges, core, None if missing else layout_of(device).base, screen)
+        drawing += [[(line, "warn")] for line in wrap(text, screen, first="  ", rest="  ")]
+    return AddressMap(
+        titled(head, f"{title}; a cell is {format_bytes(bytes_per_cell)}", screen),
+        drawing,
+        bytes_per_cell,
+        [("  " + pad("begin", 10) + pad("end", 10) + pad("size", 11, ">") + "    what", "dim")],
+        _table_rows(parts, ranges, None if missing else layout_of(device).base, screen),
+        _headroom_lines(core, screen),
+    )
+
+
+def map_lines(
+    device: Device, core_xy: tuple[int, int], details: Mapping[str, Any] | None, screen: Screen, *, rows: int = 8
+) -> list[Line]:
+    """Return :func:`address_map` as lines, whole."""
+    made = address_map(device, core_xy, details, screen, rows=rows)
+    if isinstance(made, str):
+        return [[(f"Device {device['device_id']}:", "head"), (made, "warn" if "outside" in made else "")]]
+    return [
+        *made.title,
+        *made.drawing,
+        [("", "")],
+        made.head,
+        *(line for _, line in made.rows),
+        *made.headroom,
+    ]
 
 
 def _name_of(part: _Range, ranges: Sequence[_Range], known: bool) -> str:
@@ -157,31 +201,40 @@ def _name_of(part: _Range, ranges: Sequence[_Range], known: bool) -> str:
     return " and ".join(names) + (" (overlap)" if part.part == "overlap" else "")
 
 
-def _table_lines(
-    parts: Sequence[_Range], ranges: Sequence[_Range], core: Mapping[str, Any] | None, base: int | None, screen: Screen
-) -> list[Line]:
-    """Return a row for each part of the core, top of L1 first, and its headroom."""
-    lines: list[Line] = [[("  " + pad("begin", 10) + pad("end", 10) + pad("size", 11, ">") + "    what", "dim")]]
+def _table_rows(
+    parts: Sequence[_Range], ranges: Sequence[_Range], base: int | None, screen: Screen
+) -> list[tuple[int, Line]]:
+    """Return a row for each part of the core, top of L1 first, and how dispensable it is."""
+    widest = max((part.end - part.begin for part in parts if part.part == "free"), default=0)
+    cbs_end = max((part.end for part in parts if part.part in ("cb", "overlap")), default=None)
+    found: list[tuple[int, Line]] = []
     for part in reversed(parts):
         name = _name_of(part, ranges, base is not None and part.begin >= base)
-        lines.append(
-            [
-                (f"  {pad(f'0x{part.begin:06x}', 10)}{pad(f'0x{part.end:06x}', 10)}", "dim"),
-                (pad(format_bytes(part.end - part.begin), 11, ">"), ""),
-                (f"  {screen.keys[part.part]}", part.part),
-                (f" {clip(name, max(8, screen.width - 37), screen)}", "dim" if part.part == "free" else ""),
-            ]
-        )
-    if core is not None:
-        headroom = core.get("headroom_bytes")
-        text = f"  headroom {format_bytes(headroom)}"
-        if headroom is not None:
-            text += f" ({format_exact(headroom)} B)"
-            if headroom < 0:
-                text += ": a cached program would clash if dispatched now"
-        style = "alarm" if (headroom or 0) < 0 else ""
-        lines += [[(line, style)] for line in wrap(text.strip(), screen, first="  ", rest="    ")]
-    return lines
+        rank = {"overlap": 0, "cb": 1, "buffers": 2, "l1_small": 4, "reserved": 5}.get(part.part, 3)
+        if part.part == "free" and (part.begin == cbs_end or part.end - part.begin == widest):
+            # What headroom tells of, and where the largest buffer would fit.
+            rank = 0
+        line: Line = [
+            (f"  {pad(f'0x{part.begin:06x}', 10)}{pad(f'0x{part.end:06x}', 10)}", "dim"),
+            (pad(format_bytes(part.end - part.begin), 11, ">"), ""),
+            (f"  {screen.keys[part.part]}", part.part),
+            (f" {clip(name, max(8, screen.width - 37), screen)}", "dim" if part.part == "free" else ""),
+        ]
+        found.append((rank, line))
+    return found
+
+
+def _headroom_lines(core: Mapping[str, Any] | None, screen: Screen) -> list[Line]:
+    if core is None:
+        return []
+    headroom = core.get("headroom_bytes")
+    text = f"headroom {format_bytes(headroom)}"
+    if headroom is not None:
+        text += f" ({format_exact(headroom)} B)"
+        if headroom < 0:
+            text += ": a cached program would clash if dispatched now"
+    style = "alarm" if (headroom or 0) < 0 else ""
+    return [[(line, style)] for line in wrap(text, screen, first="  ", rest="    ")]
 
 
 def render_map(device: Device, core_xy: tuple[int, int], details: Mapping[str, Any] | None, screen: Screen) -> str:
