@@ -19,7 +19,7 @@ LAYERS = [
     "reader _publisher",
     "publisher dumps capture _ttnn_hook",
     "tracker ttnn mesh recording diff soak exporter",
-    "interpreter export pytest_plugin",
+    "interpreter export pytest_plugin frames",
     "replay",
     "clash",
     "thrown",

@@ -18,13 +18,14 @@ import pytest
 from ttmem.cli import top as command
 from ttmem.dumps import Dump
 from ttmem.errors import CaptureError
+from ttmem.frames import open_frames
 from ttmem.snapshot import Snapshot
 from ttmem.top import chart, corepage, guide, table
 from ttmem.top.app import TopApp
 from ttmem.top.canvas import Canvas, strip_of, style_of
 from ttmem.top.model import BUCKET_NS, KEPT_BUCKETS, Model, Series, Shown
 from ttmem.top.overview import CHARTS_LEAST
-from ttmem.top.source import LiveSource, ReplaySource, Sampler, open_frames
+from ttmem.top.source import LiveSource, ReplaySource, Sampler
 from ttmem.units import format_bytes
 from ttmem.views.cores import CoreLayout
 from ttmem.views.heat import short_size
@@ -813,7 +814,20 @@ def test_one_dump_alone_is_a_replay_too(tmp_path: Path) -> None:
     file.close()
 
 
-@pytest.mark.parametrize("text", ["", "no json", "[1]\n", '{"devices": 3}\n'])
+def test_dumps_written_one_after_the_other_are_frames_too(tmp_path: Path) -> None:
+    dumps = [{"taken_ns": made.TAKEN_NS + i, "devices": [made.n150()]} for i in range(3)]
+    path = tmp_path / "f"
+    path.write_text("".join(json.dumps(dump, indent=2) + "\n" for dump in dumps))
+    file = open_frames(str(path))
+    assert [file.frame(i)["taken_ns"] for i in range(len(file))] == [made.TAKEN_NS + i for i in range(3)]
+    file.close()
+    path.write_bytes(path.read_bytes()[:-9])
+    file = open_frames(str(path))
+    assert len(file) == 2
+    file.close()
+
+
+@pytest.mark.parametrize("text", ["", "no json", "[1]\n", '{"devices": 3}\n', '{"devices": [{"memory": {}}]}\n'])
 def test_a_file_that_is_no_dump_is_refused(tmp_path: Path, text: str) -> None:
     path = tmp_path / "f"
     path.write_text(text)

@@ -15,7 +15,7 @@ from ttmem._version import __version__
 from ttmem.cli import EXIT_CONDITION, EXIT_DONE, EXIT_NOTHING, EXIT_UNREADABLE, EXIT_USAGE, seconds_between
 from ttmem.cli.page import PageFile
 from ttmem.cli.screens import screen_of
-from ttmem.cli.selection import UsageError, device_filter
+from ttmem.cli.selection import UsageError, device_filter, moment_option
 from ttmem.errors import TtmemError
 from ttmem.views import fields
 from ttmem.views.address import render_map
@@ -34,6 +34,7 @@ examples:
   watch -n 0.5 'ttmem-dump | grep -E "Device|CB:"'  the CBs, live
   ttmem-dump --query device_id,memory.cb.physical,l1.core.min_headroom --format csv,nounits
   ttmem-dump --fail-if 'l1.core.min_headroom < 64KiB'
+  ttmem-dump --html page.html run.ttmem             a recording as one page
 """
 
 
@@ -50,6 +51,18 @@ def build_parser() -> argparse.ArgumentParser:
         prog="ttmem-dump", description=__doc__, epilog=_EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
+    add(
+        "file",
+        nargs="?",
+        metavar="FILE",
+        help="show this file in place of the host: a recording of python -m ttmem record, or what --json wrote",
+    )
+    add(
+        "--at",
+        type=moment_option,
+        metavar="MOMENT",
+        help="of FILE: fullest (default), first, last, or seconds after the first",
+    )
     add("-d", "--device", action="append", metavar="N", help="only these devices: ids or 0x asic ids, comma-separated")
     add("-L", "--list-devices", action="store_true", help="one line for each device")
     add("--json", action="store_true", help="the device objects as JSON")
@@ -66,7 +79,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--processes", action="store_true", help="the processes of each device")
     add("--programs", action="store_true", help="the cached programs of each device, largest first")
     add("--explain", action="store_true", help="what the figures of each device mean")
-    add("--html", metavar="FILE", help="write all of it to one HTML page; - is stdout")
+    add("--html", metavar="PAGE", help="write all of it, with the timeline of FILE, to one HTML page; - is stdout")
     add("--query", metavar="FIELDS", help="these fields, comma-separated, a row for each device; see --help-query")
     add("--format", metavar="FORMAT", help="of --query: csv[,noheader][,nounits]")
     add("--help-query", action="store_true", help="list all fields")
@@ -133,6 +146,10 @@ def _view(args: argparse.Namespace) -> None:
     if args.html == "-" and (asked or text):
         raise UsageError(f"--html - and {(asked + text)[0]} cannot be used together: both go to stdout")
     args.only_html = args.html is not None and not asked and not text
+    if args.file is not None and args.watch is not None:
+        raise UsageError("a file does not change: -w is for what is published on this host")
+    if args.at is not None and args.file is None:
+        raise UsageError("--at needs a file")
     if args.format and args.query is None:
         raise UsageError("--format needs --query")
     if args.query is not None and not args.format:
@@ -183,6 +200,9 @@ class _Dump:
         self.keep = device_filter(args.device) if args.device else None
         self.header, self.units = fields.parse_format(args.format) if args.format else (True, True)
         self.page = None if args.html is None else PageFile(args.html)
+        self.host: str | None = None
+        self.timeline: Any = None
+        """Of a file; the page makes its own while this host is watched."""
         self.first = True
         self.told: set[str] = set()
         self.messages: list[str] | None = None
@@ -207,7 +227,7 @@ class _Dump:
         args = self.args
         if self.page is not None:
             try:
-                self.said(self.page.write(snapshots, devices, now_ns))
+                self.said(self.page.write(snapshots, devices, now_ns, host=self.host, timeline=self.timeline))
             except OSError as error:
                 raise UsageError(f"--html {args.html}: {error.strerror}: choose a file that can be written") from error
             if args.only_html:
@@ -215,7 +235,10 @@ class _Dump:
         if args.json:
             from ttmem.snapshot import whole  # so that --help costs nothing
 
-            return json.dumps(whole(list(devices), taken_ns=now_ns), indent=2 if args.watch is None else None) + "\n"
+            told = whole(list(devices), taken_ns=now_ns)
+            if self.host is not None:
+                told["host"] = self.host
+            return json.dumps(told, indent=2 if args.watch is None else None) + "\n"
         header = self.header and self.first
         if args.csv:
             return fields.render_csv(devices, header=header) if devices else ""
@@ -226,22 +249,38 @@ class _Dump:
             return render_list(devices)
         return _text(args, snapshots, devices, screen, now_ns) if devices else ""
 
+    def read(self) -> Any:
+        """Return a reading of this host, or the moment of the file that was asked for.
+
+        Raises:
+            TtmemError: nothing can be read.
+        """
+        if self.args.file is None:
+            from ttmem.reader import read_host  # so that --help costs nothing
+
+            return read_host(source=self.args.source)
+        from ttmem.cli.moments import read_moment
+
+        moment = read_moment(self.args.file, self.args.at or "fullest", self.keep, timeline=self.args.html is not None)
+        self.host, self.timeline = moment.host, moment.timeline
+        self.said(moment.sentence)
+        return moment
+
     def run(self, screen: Screen) -> tuple[str, int]:
         """Read everything once; return the text and the exit code.
 
         Raises:
             UsageError: a field or a condition does not exist.
         """
-        from ttmem.reader import read_host  # so that --help costs nothing
-
         args = self.args
         now_ns = time.time_ns()
         try:
-            reading = read_host(source=args.source)
+            reading = self.read()
         except (TtmemError, OSError) as error:
             # --json promises the object, whatever happens to what it is read from.
             self.tell(str(error))
-            return self.render((), (), now_ns, screen), EXIT_UNREADABLE
+            missing = args.file is not None and not os.path.exists(args.file)
+            return self.render((), (), now_ns, screen), EXIT_NOTHING if missing else EXIT_UNREADABLE
         pairs = [(snapshot, snapshot.to_dict()) for snapshot in reading.devices]
         every = [device for _, device in pairs]
         now_ns = reading.taken_ns
@@ -275,6 +314,9 @@ class _Dump:
         if every:
             there = ", ".join(str(device.get("device_id")) for device in every)
             self.tell(f"no such device: {', '.join(self.args.device)}; there is {there}")
+            return EXIT_NOTHING
+        if self.args.file is not None:
+            self.tell(f"{self.args.file}: no device at that moment")
             return EXIT_NOTHING
         if reading.found:
             self.tell(f"{reading.found} file(s) found, none of them readable")

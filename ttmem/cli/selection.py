@@ -1,7 +1,8 @@
-"""Which devices a command line names."""
+"""Which devices a command line names, and which moment of a file."""
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -30,3 +31,16 @@ def device_filter(wanted: Sequence[str] | None) -> Callable[[Mapping[str, Any]],
         return not wanted or device.get("device_id") in ids or (chip is not None and int(str(chip), 0) in chips)
 
     return test
+
+
+def moment_option(text: str) -> str | float:
+    """Return what ``--at`` names: ``fullest``, ``first``, ``last``, or seconds after the first moment."""
+    if text in ("fullest", "first", "last"):
+        return text
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = -1.0
+    if not 0 <= seconds < 1e9:
+        raise argparse.ArgumentTypeError(f"expected fullest, first, last or seconds after the first, got {text!r}")
+    return seconds
