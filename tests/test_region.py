@@ -663,11 +663,13 @@ def test_the_device_object_claims_what_the_region_knows_and_nothing_else(version
     assert (device["source"], device["device_id"], device["asic_id"]) == ("tt-metal", 0, f"{ASIC_ID:#x}")
     memory = device["memory"]
     for kind, used in (("dram", 100), ("l1", 200), ("l1_small", 30), ("trace", 40)):
-        assert memory[kind] == {"used_bytes": used, "total_bytes": None, "free_bytes": None, "peak_bytes": None}
+        assert memory[kind].pop("used_bytes") == used
+        assert memory[kind].keys() >= {"total_bytes", "free_bytes", "peak_bytes"}
+        assert set(memory[kind].values()) == {None}
     resident, physical = (500, None) if version >= 4 else (None, 500)
-    assert memory["cb"] == {
-        "physical_bytes": physical, "logical_bytes": None, "resident_bytes": resident, "peak_bytes": None
-    }  # fmt: skip
+    assert (memory["cb"].pop("physical_bytes"), memory["cb"].pop("resident_bytes")) == (physical, resident)
+    assert memory["cb"].keys() >= {"logical_bytes", "peak_bytes"}
+    assert set(memory["cb"].values()) == {None}
     assert memory["kernel"] == {"used_bytes": 60 if version == 1 else None, "persistent_bytes": None}
     assert set(device["l1_accounting"].values()) == {None}
     assert (device["cores"], device["programs"], device["grid"], device["arch"]) == (None,) * 4

@@ -30,6 +30,8 @@ cdef extern from "_layout.h" nogil:
         TTM_PROGRAM_NAMES
         TTM_BUFFERS
         TTM_BUFFER_NAMES
+        TTM_PROGRAM_CBS
+        TTM_PEAKS
         TTM_SECTION_COUNT
         TTM_T_CB
         TTM_T_DRAM
@@ -42,6 +44,24 @@ cdef extern from "_layout.h" nogil:
         TTM_NAME_BYTES
         TTM_PROGRAM_ROWS
         TTM_BUFFER_ROWS
+        TTM_CBS_WORDS
+        TTM_CBS_MAX
+        TTM_PEAK_WORDS
+        TTM_PEAK_ROWS
+        TTM_PEAK_BYTES
+        TTM_PEAK_NS
+        TTM_PEAK_ID
+        TTM_PEAK_COUNT
+        TTM_PEAK_NAME
+        TTM_CB_Y0
+        TTM_CB_X1
+        TTM_CB_Y1
+        TTM_CB_KIND
+        TTM_CB_FIRST
+        TTM_NOTE_PROGRAMS_BEFORE
+        TTM_NOTE_BUFFERS_BEFORE
+        TTM_NOTE_WINDOWED
+        TTM_NOTE_REFUSED
         TTM_KNOWN_ASIC
         TTM_KNOWN_GRID
         TTM_KNOWN_L1
@@ -116,6 +136,7 @@ cdef extern from "_layout.h" nogil:
         uint64_t seq
         uint64_t updated_ns
         uint64_t dropped
+        uint64_t notes
 
     uint64_t ttm_key(uint64_t index)
     uint64_t ttm_check(const uint64_t *words, size_t count)

@@ -31,6 +31,7 @@ from ttmem._layout cimport (
     TTM_L1_MAP,
     TTM_L1_RANGES,
     TTM_NAME_BYTES,
+    TTM_PROGRAM_CBS,
     TTM_PROGRAM_NAMES,
     TTM_PROGRAM_ROWS,
     TTM_PROGRAMS,
@@ -514,6 +515,7 @@ cdef class Publisher:
         memset(record, 0, TTM_NAME_BYTES)
         memcpy(record, <const char *> name, len(name))
         cdef bint room = self.block.mark(TTM_PROGRAM_NAMES, row.slot)
+        self.block.mark(TTM_PROGRAM_CBS, row.slot)
         record = self.block.record(TTM_TOTALS, TTM_T_TABLES)
         if record[0] <= <uint64_t> row.slot:
             record[0] = row.slot + 1

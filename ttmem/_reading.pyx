@@ -19,7 +19,12 @@ from ttmem._layout cimport (
     TTM_BUFFERS,
     TTM_CB_CLASS,
     TTM_CB_MAP,
+    TTM_CB_FIRST,
+    TTM_CB_KIND,
     TTM_CB_RANGES,
+    TTM_CB_X1,
+    TTM_CB_Y0,
+    TTM_CB_Y1,
     TTM_CONTROL,
     TTM_ENDIAN,
     TTM_HEADER_BYTES,
@@ -41,6 +46,13 @@ from ttmem._layout cimport (
     TTM_NAME_BYTES,
     TTM_NAME_WORDS,
     TTM_PAGE,
+    TTM_PEAK_BYTES,
+    TTM_PEAK_COUNT,
+    TTM_PEAK_ID,
+    TTM_PEAK_NAME,
+    TTM_PEAK_NS,
+    TTM_PEAKS,
+    TTM_PROGRAM_CBS,
     TTM_PROGRAM_NAMES,
     TTM_PROGRAMS,
     TTM_RANGES_MAX,
@@ -78,7 +90,9 @@ cdef enum:
     TRIES = 32          # for one cut of a block whose writer goes on writing
     CORES_MAX = 1024
     BLOCKS_MAX = 4096
-    SECTION_MAX = 4 << 20      # bytes; the largest of layout 1.0 has 512 KiB
+    SECTION_MAX = 4 << 20      # bytes; the largest of layout 1.1 has 512 KiB
+
+cdef uint64_t SIZE_MAX_CLAIMED = <uint64_t> 1 << 62    # what a publisher takes at most
 
 cdef uint64_t[TTM_KEYS] keys
 
@@ -217,10 +231,10 @@ cdef class BlockReading:
     """
 
     cdef ttm_block_header header
-    cdef uint64_t *data[12]             # a section's records, packed with its own stride
-    cdef uint8_t *valid[12]
-    cdef uint32_t rows[12]              # records that were read
-    cdef ttm_section section[12]
+    cdef uint64_t *data[14]             # a section's records, packed with its own stride
+    cdef uint8_t *valid[14]
+    cdef uint32_t rows[14]              # records that were read
+    cdef ttm_section section[14]
     cdef readonly bint live
     cdef readonly bint consistent
     cdef readonly uint32_t damaged
@@ -229,6 +243,7 @@ cdef class BlockReading:
     cdef readonly uint64_t updated_ns
     cdef readonly uint64_t dropped
     cdef readonly uint64_t seq
+    cdef readonly uint64_t notes
     cdef uint64_t generation            # of the block when its header was read
 
     def __init__(self, int fd, uint64_t offset, uint64_t file_bytes):
@@ -300,6 +315,10 @@ cdef class BlockReading:
         cores = self.header.grid_x * self.header.grid_y
         if not (0 < self.header.grid_x <= CORES_MAX and 0 < self.header.grid_y <= CORES_MAX and cores <= CORES_MAX):
             raise CorruptSegmentError(f"the block at {offset} has a grid of {self.header.grid_x} x {self.header.grid_y}")
+        for i in range(5):
+            # worker_l1_size, l1_cb_base, l1_small_size, dram_size, trace_region_size: sums of them must not overflow.
+            if (&self.header.worker_l1_size)[i] > SIZE_MAX_CLAIMED:
+                raise CorruptSegmentError(f"the block at {offset} claims a memory of {(&self.header.worker_l1_size)[i]} bytes")
         memset(self.section, 0, sizeof(self.section))
         for i in range(self.header.section_count):
             section = &self.header.sections[i]
@@ -318,6 +337,8 @@ cdef class BlockReading:
                 raise CorruptSegmentError(f"section {section.kind} of the block at {offset} is too large")
             self.section[section.kind] = section[0]
         for kind in range(TTM_SECTION_COUNT):
+            if kind >= TTM_PROGRAM_CBS and self.section[kind].count == 0:
+                continue  # written by 1.0
             i = 8 if kind == TTM_TOTALS else 1
             if self.section[kind].words < minimum_words(kind, cores) or self.section[kind].count < i:
                 raise CorruptSegmentError(f"section {kind} of the block at {offset} is missing or too small")
@@ -347,6 +368,7 @@ cdef class BlockReading:
         self.seq = after.seq
         self.updated_ns = after.updated_ns
         self.dropped = after.dropped
+        self.notes = after.notes
         self.judge()
         if not whole or self.damaged:
             # Whatever is not right here may be right in the other image, which may be of another moment.
@@ -373,12 +395,16 @@ cdef class BlockReading:
                     rows = <uint32_t> least(rows, totals[5])
                 elif kind == TTM_L1_CLASS or kind == TTM_L1_RANGES:
                     rows = <uint32_t> least(rows, totals[6])
-                elif kind == TTM_PROGRAMS or kind == TTM_PROGRAM_NAMES:
+                elif kind == TTM_PROGRAMS or kind == TTM_PROGRAM_NAMES or kind == TTM_PROGRAM_CBS:
                     rows = <uint32_t> least(rows, totals[0])
+                elif kind == TTM_PEAKS:
+                    pass
                 elif totals[3]:
                     rows = <uint32_t> least(rows, rows // 2 + totals[3])
                 else:
                     rows = <uint32_t> least(rows, totals[2])
+            elif kind == TTM_RESIDENT:
+                rows = <uint32_t> least(rows, 2)
             else:
                 rows = 1
             self.read_section(fd, image, kind, rows, self.lower_rows(kind, rows), merge)
@@ -387,7 +413,7 @@ cdef class BlockReading:
     cdef uint32_t lower_rows(self, uint32_t kind, uint32_t rows) noexcept nogil:
         """Return how many of the rows lie before a gap that nobody needs to read."""
         cdef uint32_t half = self.section[kind].count // 2
-        if kind < TTM_BUFFERS or rows <= half:
+        if (kind != TTM_BUFFERS and kind != TTM_BUFFER_NAMES) or rows <= half:
             return rows
         return <uint32_t> least(half, self.line(TTM_TOTALS, TTM_T_TABLES)[2])
 
@@ -445,6 +471,8 @@ cdef class BlockReading:
         cdef uint64_t tag = record[last]
         if kind == TTM_CB_RANGES or kind == TTM_L1_RANGES:
             used = <uint32_t> least(record[0] & 0xFFFFFFFFu, last - 1) + 1
+        elif kind == TTM_PROGRAM_CBS:
+            used = 2 * <uint32_t> least(record[0] & 0xFFFFFFFFu, (last - 1) // 2) + 1
         if ttm_tag(keys, record, used, <uint64_t> kind << 32 | index, <uint32_t> (tag >> 32)) == tag:
             return True
         if tag != 0 or kind < TTM_CB_RANGES or self.dropped == 0:
@@ -527,7 +555,10 @@ cdef class BlockReading:
         return tuple([self.line(TTM_TOTALS, index)[i] for i in range(TTM_LINE_WORDS - 1)])
 
     def programs(self):
-        """Return [(program_id, name, cores, bytes per core, region end, count, logical bytes), ...] as they lie."""
+        """Return [(program_id, name, cores, bytes per core, region end, count, logical bytes, CBs), ...] as they lie.
+
+        The CBs are [(begin, end, kind, [(x0, y0, x1, y1), ...]), ...]; None where they are not all known.
+        """
         cdef uint32_t i
         cdef uint64_t *row
         found = []
@@ -537,9 +568,38 @@ cdef class BlockReading:
                 continue
             found.append((
                 row[0], self.name(TTM_PROGRAM_NAMES, i), row[1] >> 32, row[2] & 0xFFFFFFFFu, row[2] >> 32,
-                row[1] & 0xFFFFFFFFu, row[3],
+                row[1] & 0xFFFFFFFFu, row[3], self.program_cbs(i),
             ))
         return found
+
+    cdef object program_cbs(self, uint32_t index):
+        cdef uint64_t *record
+        cdef uint64_t where
+        cdef uint32_t i, count
+        if index >= self.rows[TTM_PROGRAM_CBS] or not self.valid[TTM_PROGRAM_CBS][index]:
+            return None
+        record = self.line(TTM_PROGRAM_CBS, index)
+        count = <uint32_t> record[0]
+        if record[0] >> 32 or 2 * <uint64_t> count + 2 > self.section[TTM_PROGRAM_CBS].words:
+            return None
+        found = []
+        rectangles = []
+        for i in range(count):
+            where = record[2 + 2 * i]
+            if where >> TTM_CB_FIRST & 1 or i == 0:
+                rectangles = []
+                found.append((record[1 + 2 * i] & 0xFFFFFFFFu, record[1 + 2 * i] >> 32, where >> TTM_CB_KIND & 15, rectangles))
+            rectangles.append((where & 1023, where >> TTM_CB_Y0 & 1023, where >> TTM_CB_X1 & 1023, where >> TTM_CB_Y1 & 1023))
+        return found
+
+    def peak(self, uint32_t total):
+        """Return (bytes, ns, id, count, name) of a total's highest value; None if there is none, as in files of layout 1.0."""
+        cdef uint64_t *row
+        if total >= self.rows[TTM_PEAKS] or not self.valid[TTM_PEAKS][total]:
+            return None
+        row = self.line(TTM_PEAKS, total)
+        name = text_of(<const char *> (row + TTM_PEAK_NAME), TTM_NAME_BYTES)
+        return row[TTM_PEAK_BYTES], row[TTM_PEAK_NS], row[TTM_PEAK_ID], row[TTM_PEAK_COUNT], name
 
     def buffers(self):
         """Return [(buffer_id, type, size, address, size per bank, allocated ns, cores, name), ...] of live buffers."""
@@ -612,8 +672,10 @@ cdef uint32_t minimum_words(uint32_t kind, uint32_t cores) noexcept nogil:
         return (cores + 1) // 2 + 1
     if kind == TTM_PROGRAM_NAMES or kind == TTM_BUFFER_NAMES:
         return TTM_NAME_WORDS
-    if kind == TTM_CB_RANGES or kind == TTM_L1_RANGES:
+    if kind == TTM_CB_RANGES or kind == TTM_L1_RANGES or kind == TTM_PROGRAM_CBS:
         return 3
+    if kind == TTM_PEAKS:
+        return TTM_PEAK_NAME + TTM_NAME_WORDS
     return TTM_LINE_WORDS
 
 
@@ -629,6 +691,7 @@ cdef struct CoreRow:
     int64_t l1_lowest_address
     int64_t headroom_bytes
     int64_t overlap_bytes
+    int64_t cb_peak_bytes
 
 
 cdef int by_begin(const void *a, const void *b) noexcept nogil:
@@ -685,8 +748,9 @@ def core_table(list readings, uint32_t width, uint32_t height, int64_t base, int
         width, height: the cores to list, row by row.
         base: where the CB region begins, -1 if unknown.
         l1_top: where the region of L1 buffers ends, -1 if unknown.
-        out: width x height rows of ten int64: x, y, CB physical, logical and resident bytes, region end, bytes of L1 buffers,
-            the lowest of them, headroom, bytes that both claim; -1 unknown, the lowest int64 for an unknown headroom.
+        out: width x height rows of eleven int64: x, y, CB physical, logical and resident bytes, region end, bytes of L1
+            buffers, the lowest of them, headroom, bytes that both claim, CB peak (over several writers the sum of theirs);
+            -1 unknown, the lowest int64 for an unknown headroom.
     """
     cdef uint32_t count = len(readings)
     cdef BlockReading reading
@@ -697,7 +761,7 @@ def core_table(list readings, uint32_t width, uint32_t height, int64_t base, int
     cdef bint same
     cdef int slot
     cdef uint64_t *merged[2]
-    cdef int64_t resident
+    cdef int64_t resident, peak
     if len(out) < <Py_ssize_t> (width * height * sizeof(CoreRow)):
         raise ValueError("the table of cores is too small")
     slots = <int *> malloc(4 * (count + 1) * sizeof(int))
@@ -712,7 +776,7 @@ def core_table(list readings, uint32_t width, uint32_t height, int64_t base, int
         for y in range(height):
             for x in range(width):
                 same = previous != NULL
-                resident = 0
+                resident = peak = 0
                 for i in range(count):
                     reading = readings[i]
                     slot = reading.class_at(TTM_CB_MAP, TTM_CB_CLASS, x, y)
@@ -726,6 +790,7 @@ def core_table(list readings, uint32_t width, uint32_t height, int64_t base, int
                             resident += (<uint32_t *> reading.line(TTM_RESIDENT, 0))[y * reading.header.grid_x + x]
                         else:
                             resident = -1
+                        peak = with_peak(peak, reading, y * reading.header.grid_x + x, slots[2 * i])
                 if same:
                     # Cores of one class in every writer have the same figures but for what is resident.
                     row[0] = previous[0]
@@ -734,12 +799,20 @@ def core_table(list readings, uint32_t width, uint32_t height, int64_t base, int
                 row.x = x
                 row.y = y
                 row.cb_resident_bytes = resident
+                row.cb_peak_bytes = peak
                 previous = row
                 row += 1
     finally:
         free(slots)
         free(merged[0])
         free(merged[1])
+
+
+cdef inline int64_t with_peak(int64_t sum, BlockReading reading, uint32_t core, int slot) noexcept nogil:
+    """Add a writer's CB peak of a core: the higher of its class's and of its floor; -1 if one is unknown."""
+    if sum < 0 or slot < 0 or reading.rows[TTM_RESIDENT] < 2 or not reading.valid[TTM_RESIDENT][1]:
+        return -1
+    return sum + most(<int64_t> reading.line(TTM_CB_CLASS, slot)[5], (<uint32_t *> reading.line(TTM_RESIDENT, 1))[core])
 
 
 cdef int fill_row(CoreRow *row, list readings, uint32_t count, const int *slots, uint64_t **merged, int64_t base,

@@ -20,9 +20,12 @@ from ttmem._layout cimport (
     TTM_BLOCK_HEADER_BYTES,
     TTM_BUFFER_ROWS,
     TTM_BUFFERS,
+    TTM_BUFFER_NAMES,
     TTM_CB_CLASS,
     TTM_CB_MAP,
     TTM_CB_RANGES,
+    TTM_CBS_MAX,
+    TTM_CBS_WORDS,
     TTM_CONTROL,
     TTM_ENDIAN,
     TTM_HEADER_BYTES,
@@ -43,6 +46,10 @@ from ttmem._layout cimport (
     TTM_MINOR,
     TTM_NAME_WORDS,
     TTM_PAGE,
+    TTM_PEAK_ROWS,
+    TTM_PEAK_WORDS,
+    TTM_PEAKS,
+    TTM_PROGRAM_CBS,
     TTM_PROGRAM_NAMES,
     TTM_PROGRAM_ROWS,
     TTM_PROGRAMS,
@@ -114,6 +121,11 @@ cdef uint64_t round_up(uint64_t value, uint64_t step) noexcept nogil:
     return (value + step - 1) // step * step
 
 
+cdef inline bint eager(uint32_t kind) noexcept nogil:
+    """Whether a section gets memory at once, not when it is first used."""
+    return kind < TTM_CB_RANGES or kind == TTM_PEAKS
+
+
 cdef inline void copy_words(uint64_t *target, const uint64_t *source, uint32_t count) noexcept nogil:
     cdef uint32_t i
     for i in range(count):
@@ -167,7 +179,14 @@ cdef class DeviceBlock:
         cdef ttm_section *section
         cdef uint32_t map_words = (cores + 3) // 4 + 1
         cdef uint32_t resident_words = (cores + 1) // 2 + 1
-        for kind in range(TTM_SECTION_COUNT):
+        cdef uint32_t place
+        for place in range(TTM_SECTION_COUNT):
+            # In the order of their kinds, but for the peaks, which stand before the tables that are seldom full.
+            kind = place
+            if place == TTM_CB_RANGES:
+                kind = TTM_PEAKS
+            elif place > TTM_CB_RANGES:
+                kind = place - 1
             section = &self.section[kind]
             section.kind = kind
             section.count = 1
@@ -177,7 +196,14 @@ cdef class DeviceBlock:
             elif kind == TTM_CB_MAP or kind == TTM_L1_MAP:
                 section.words = map_words
             elif kind == TTM_RESIDENT:
+                section.count = 2
                 section.words = resident_words
+            elif kind == TTM_PEAKS:
+                section.count = TTM_PEAK_ROWS
+                section.words = TTM_PEAK_WORDS
+            elif kind == TTM_PROGRAM_CBS:
+                section.count = TTM_PROGRAM_ROWS
+                section.words = TTM_CBS_WORDS
             elif kind == TTM_CB_CLASS or kind == TTM_L1_CLASS:
                 section.count = cores
             elif kind == TTM_CB_RANGES or kind == TTM_L1_RANGES:
@@ -192,7 +218,7 @@ cdef class DeviceBlock:
                 section.words = TTM_NAME_WORDS
             section.stride = <uint32_t> round_up(section.words * 8, 64)
             # Tables that are seldom full start on a page of their own, so that they take no memory until they are used.
-            if kind >= TTM_CB_RANGES:
+            if not eager(kind):
                 offset = round_up(offset, TTM_PAGE)
             section.offset = offset
             offset += <uint64_t> section.stride * section.count
@@ -214,7 +240,7 @@ cdef class DeviceBlock:
         self.image[0] = block + TTM_BLOCK_HEADER_BYTES
         self.image[1] = self.image[0] + self.image_bytes
         for kind in range(TTM_SECTION_COUNT):
-            self.ready[kind] = self.section[kind].count if kind < TTM_CB_RANGES else 0
+            self.ready[kind] = self.section[kind].count if eager(kind) else 0
         # The two halves of the tables of buffers fill up each from its own start.
         self.upper_ready[0] = self.upper_ready[1] = TTM_BUFFER_ROWS // 2
 
@@ -335,21 +361,31 @@ cdef class DeviceBlock:
         ttm_store(&self.control.seq, 0)
         ttm_store(&self.control.updated_ns, self.updated_ns)
         ttm_store(&self.control.dropped, self.dropped)
+        ttm_store(&self.control.notes, self.notes)
         ttm_store(&self.control.state, TTM_STATE_LIVE)
         self._publish_everything()
         ttm_store_release(&self.control.generation, (generation | 1) + 1)
+
+    def note(self, uint64_t notes):
+        """Add to what readers are told of the figures as a whole (``enum ttm_note``)."""
+        self.notes |= notes
+        if self.control != NULL:
+            ttm_store(&self.control.notes, self.notes)
 
     def withdraw(self):
         """Tell readers that the device is no longer published here."""
         ttm_store_release(&self.control.state, TTM_STATE_CLOSED)
 
     cdef void _publish_everything(self) noexcept nogil:
-        # After a move every record has to be written once, the tables only as far as they were ever in use.
+        # After a move every record has to be written once, the tables only as far as they were ever in use. What was marked
+        # where the block lay before may have no memory here.
         cdef uint32_t kind, index
+        self.dirty_count = 0
+        memset(self.is_dirty, 0, self.record_count)
         for kind in range(TTM_SECTION_COUNT):
-            for index in range(self.high[kind] if kind >= TTM_CB_CLASS else self.section[kind].count):
+            for index in range(self.high[kind] if kind >= TTM_CB_CLASS and kind != TTM_PEAKS else self.section[kind].count):
                 self.mark(kind, index)
-            if kind >= TTM_BUFFERS:
+            if kind == TTM_BUFFERS or kind == TTM_BUFFER_NAMES:
                 for index in range(TTM_BUFFER_ROWS // 2, self.upper_high[kind - TTM_BUFFERS]):
                     self.mark(kind, index)
         self.commit(0)
@@ -364,7 +400,7 @@ cdef class DeviceBlock:
         cdef uint32_t number = self.first[kind] + index
         cdef uint32_t *ready = &self.ready[kind]
         cdef uint32_t *high = &self.high[kind]
-        if kind >= TTM_BUFFERS and index >= TTM_BUFFER_ROWS // 2:
+        if (kind == TTM_BUFFERS or kind == TTM_BUFFER_NAMES) and index >= TTM_BUFFER_ROWS // 2:
             ready = &self.upper_ready[kind - TTM_BUFFERS]
             high = &self.upper_high[kind - TTM_BUFFERS]
         if index >= ready[0] and not self._populate(kind, index, ready):
@@ -398,6 +434,8 @@ cdef class DeviceBlock:
         # Of ranges only those that exist are summed and copied; the tag stands at the end all the same.
         if kind == TTM_CB_RANGES or kind == TTM_L1_RANGES:
             return min(<uint32_t> record[0], <uint32_t> TTM_RANGES_MAX) + 1
+        if kind == TTM_PROGRAM_CBS:
+            return 2 * min(<uint32_t> record[0], <uint32_t> TTM_CBS_MAX) + 1
         return self.section[kind].words - 1
 
     cdef void commit(self, uint64_t now_ns) noexcept nogil:

@@ -41,8 +41,8 @@ SCHEMA = b"""ttmem 1: u64 words; a record's last word is its tag
 0.7 program_row_high program_rows_omitted l1_row_high other_row_high buffers_omitted cb_class_high l1_class_high
 1 cb_map u16 class[core]
 2 l1_map u16 class[core]
-3 resident u32 bytes[core]
-4 cb_class physical_bytes logical_bytes region_end lowest_address
+3 resident u32 bytes[core]; record 1: floor of the core's cb peak
+4 cb_class physical_bytes logical_bytes region_end lowest_address ranges_published peak_physical_bytes
 5 l1_class physical_bytes logical_bytes region_end lowest_address
 6 cb_ranges count|more<<32 (begin|end<<32)...
 7 l1_ranges count|more<<32 (begin|end<<32)...
@@ -50,6 +50,8 @@ SCHEMA = b"""ttmem 1: u64 words; a record's last word is its tag
 9 program_names utf8[120]
 10 buffers buffer_id type|flags<<8 size_bytes address size_per_bank allocated_ns cores
 11 buffer_names utf8[120]
+12 program_cbs count|more<<32 (begin|end<<32 x0|y0<<10|x1<<20|y1<<30|kind<<40|first<<44)...
+13 peaks bytes ns id count name[120]
 """
 
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from ttmem._reading import BlockReading, core_table
 from ttmem.cores import CoreCoord
+from ttmem.model import CB_KINDS
 
 CORE_FIELDS = (
     "x",
@@ -24,6 +25,7 @@ CORE_FIELDS = (
     "l1_lowest_address",
     "headroom_bytes",
     "overlap_bytes",
+    "cb_peak_bytes",
 )
 CORE_DTYPE = np.dtype([(name, np.int64) for name in CORE_FIELDS])
 UNKNOWN_HEADROOM = np.iinfo(np.int64).min
@@ -32,6 +34,13 @@ SCHEMA = 1
 """The number of the JSON's schema."""
 
 CB, DRAM, L1, _SYSTEM, L1_SMALL, TRACE, KERNEL, TABLES = range(8)
+NOTES = (
+    "programs that were laid out before it began to follow are not known",
+    "what was allocated before it began to follow is not known",
+    "its figures are taken in windows and may lag",
+    "events that contradict each other were left out",
+)
+"""What the bits of a writer's notes say (``enum ttm_note``)."""
 ACCOUNTING = ("total", "reserved", "cb", "buffer", "l1_small", "overlap", "free")
 
 
@@ -276,6 +285,13 @@ class Snapshot:
             values.append(None if words is None else words[word])
         return _sum(values)
 
+    def _peak(self, record: int, what: str) -> dict[str, Any]:
+        """Return when a total was highest, by what, and how many there were then; unknown where writers' peaks add up."""
+        peak = self._live[0].reading.peak(record) if len(self._live) == 1 else None
+        if peak is None or not peak[1]:
+            return {"peak_at_ns": None, "peak_by": None, f"peak_{what}s": None}
+        return {"peak_at_ns": peak[1], "peak_by": peak[4] or f"{what} {peak[2]}", f"peak_{what}s": peak[3]}
+
     def _physical(self) -> int | None:
         if len(self._live) == 1:
             return self._total(CB, 0)
@@ -296,6 +312,7 @@ class Snapshot:
                 "total_bytes": total,
                 "free_bytes": _less(total, used),
                 "peak_bytes": self._total(record, 1),
+                **self._peak(record, "buffer"),
             }
 
         l1_total = None if None in (cores, size, base, small) else cores * (size - base - small)
@@ -325,6 +342,7 @@ class Snapshot:
                     "logical_bytes": self._total(CB, 1),
                     "resident_bytes": self._total(CB, 2),
                     "peak_bytes": self._total(CB, 3),
+                    **self._peak(CB, "program"),
                 },
                 # A capture tells nothing of kernels.
                 "kernel": dict.fromkeys(("used_bytes", "persistent_bytes"))
@@ -369,7 +387,7 @@ class Snapshot:
         for part in self._live:
             tables = part.reading.total(TABLES)
             omitted += 0 if tables is None else tables[1]
-            for program_id, name, cores, per_core, end, count, logical in part.reading.programs():
+            for program_id, name, cores, per_core, end, count, logical, cbs in part.reading.programs():
                 rows.append(
                     (
                         -logical,
@@ -382,6 +400,7 @@ class Snapshot:
                             "cb_region_end": end,
                             "count": count,
                             "pid": part.pid,
+                            "circular_buffers": None if cbs is None else [_circular_buffer(cb) for cb in cbs],
                         },
                     )
                 )
@@ -391,6 +410,9 @@ class Snapshot:
 
     def _warnings(self, omitted: int) -> Iterator[str]:
         for part in self._live:
+            yield from (
+                f"process {part.pid}: {text}" for bit, text in enumerate(NOTES) if part.reading.notes >> bit & 1
+            )
             if part.reading.damaged:
                 yield f"{part.reading.damaged} records of process {part.pid} match no checksum and are left out"
             if part.reading.dropped:
@@ -418,7 +440,7 @@ class Snapshot:
             if record.get("total_bytes") is not None:
                 record["free_bytes"] = record["total_bytes"]
             if "peak_bytes" in record:
-                record["peak_bytes"] = 0
+                record.update({name: None for name in record if name.startswith("peak_")}, peak_bytes=0)
         accounting = dict(before["l1_accounting"])
         if accounting["total_bytes"] is not None:
             for name in ("cb", "buffer", "overlap"):
@@ -449,6 +471,16 @@ def _merged(lists: list[Any]) -> list[list[int]]:
         else:
             merged.append([begin, end])
     return merged
+
+
+def _circular_buffer(cb: tuple[int, int, int, list[tuple[int, int, int, int]]]) -> dict[str, Any]:
+    begin, end, kind, rectangles = cb
+    return {
+        "address": begin,
+        "size": end - begin,
+        "core_ranges": "{" + ", ".join(f"[{x}-{y} - {end_x}-{end_y}]" for x, y, end_x, end_y in rectangles) + "}",
+        "kind": CB_KINDS[kind] if kind < len(CB_KINDS) else "unknown",
+    }
 
 
 def _process(part: Part) -> dict[str, Any]:
