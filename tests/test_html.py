@@ -504,6 +504,15 @@ def test_shares_read_the_same_as_in_the_terminal(show: Any, used: int) -> None:
     assert browser.run("document.querySelectorAll('[data-label=DRAM] .bar i').length") == (1 if used else 0)
 
 
+def test_the_peaks_of_several_processes_are_marked_as_upper_bounds(show: Any) -> None:
+    device = n150()
+    peak = format_bytes(device["memory"]["cb"]["peak_bytes"])
+    first = {**device["processes"][0], "state": "live"}
+    for count, said in ((1, f"peak {peak}"), (2, f"peak \u2264 {peak}")):
+        browser = show(page({**device, "processes": [{**first, "pid": 7 + i} for i in range(count)]}))
+        assert said in text_of(browser, '[data-label="CB"] .more')
+
+
 def test_a_galaxy_of_replays_says_so(show: Any) -> None:
     browser = show(page(*thirty_two()))
     assert "replay" in text_of(browser, ".device-head")

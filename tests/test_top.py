@@ -759,6 +759,19 @@ def test_the_screen_follows_a_replay(tmp_path: Path) -> None:
     source.close()
 
 
+def test_the_peaks_of_several_processes_are_marked_as_upper_bounds() -> None:
+    device = made.n150()
+    rows = [{**device["processes"][0], "pid": pid, "state": "live"} for pid in (7, 8)]
+    peak = format_bytes(device["memory"]["cb"]["peak_bytes"])
+
+    async def steps(screens: Screens) -> None:
+        assert f"peak ≤ {peak}" in screens.body
+        await screens.add([{**device, "processes": rows[:1]}])
+        assert f"peak {peak}" in screens.body
+
+    run(steps, first=[{**device, "processes": rows}])
+
+
 def test_a_device_whose_last_change_nobody_knows_is_not_said_to_have_had_none() -> None:
     async def steps(screens: Screens) -> None:
         assert "last change N/A" in screens.body

@@ -23,7 +23,7 @@ from ttmem.model import BufferType
 from ttmem.views.cores import layout_of
 from ttmem.views.dump import header_parts, used_l1
 from ttmem.views.explanation import explain_figures
-from ttmem.views.notes import get, notes
+from ttmem.views.notes import get, notes, peaks_add_up
 from ttmem.views.text import Device, clean
 from ttmem.views.timeline import Timeline
 
@@ -121,6 +121,7 @@ def _device(
         **page,
         "header": header_parts(device, taken_ns),
         "total_l1_bytes": used_l1(device),
+        "peaks_add_up": peaks_add_up(device),
         "layout": {"size": layout.size, "base": layout.base, "small": layout.small},
         "core_rows": None if cores is None else _rows(cores, CORE_COLUMNS),
         "program_rows": None if programs is None else _rows(programs[:rows_max], _PROGRAM_COLUMNS),
