@@ -131,7 +131,7 @@ def shared(count: int) -> dict[str, Any]:
 def test_the_peaks_of_several_processes_are_marked_as_upper_bounds(unicode: bool, mark: str) -> None:
     device = shared(2)
     text = render_devices([device], Screen(width=120, unicode=unicode), now_ns=TAKEN_NS)
-    for kind in ("cb", "l1", "dram", "l1_small", "trace"):
+    for kind in ("cb", "l1", "dram", "l1_small"):
         assert f"peak {mark}{format_bytes(device['memory'][kind]['peak_bytes'])}" in text
     assert text.count("upper bounds") == 1
     alone = render_devices([shared(1)], Screen(width=120, unicode=unicode), now_ns=TAKEN_NS)

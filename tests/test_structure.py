@@ -10,7 +10,7 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "ttmem"
 # From below to above; modules of one line may import each other.
 LAYERS = [
-    "errors _version units",
+    "errors _version units peer_names",
     "cores pids lockstep",
     "model region",
     "_core placement _layout",

@@ -68,7 +68,7 @@ def peak_text(device: Device, kind: str, screen: Screen) -> str:
     peak = get(device, f"memory.{kind}.peak_bytes")
     if peak is None:
         return ""
-    mark = ("\u2264 " if screen.unicode else "<= ") if peaks_add_up(device) else ""
+    mark = ("\u2264 " if screen.unicode else "<= ") if peak and peaks_add_up(device) else ""
     return f"peak {mark}{format_bytes(peak)}"
 
 
