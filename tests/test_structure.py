@@ -17,7 +17,7 @@ LAYERS = [
     "_engine _segment _reading fragments fit",
     "segment snapshot _ledger",
     "reader _publisher",
-    "publisher dumps capture _ttnn_hook",
+    "publisher dumps capture _ttnn_hook _ttnn_feed",
     "tracker ttnn mesh recording diff soak exporter",
     "interpreter export pytest_plugin moments",
     "replay",

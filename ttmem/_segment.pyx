@@ -369,6 +369,9 @@ cdef class DeviceBlock:
 
     def note(self, uint64_t notes):
         """Add to what readers are told of the figures as a whole (``enum ttm_note``)."""
+        self.add_note(notes)
+
+    cdef void add_note(self, uint64_t notes) noexcept nogil:
         self.notes |= notes
         if self.control != NULL:
             ttm_store(&self.control.notes, self.notes)
