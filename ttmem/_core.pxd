@@ -139,6 +139,7 @@ cdef class Intervals:               # one plane of one device
     cdef uint64_t *hidden           # a mask to work in
     cdef uint16_t *join_table       # [join_size]
     cdef uint32_t join_size
+    cdef uint32_t unverified        # operations since footprints were last verified; debug builds only
 
     cdef void clear_changes(self) noexcept nogil
     cdef Footprint *intern(self, const CbRange *ranges, size_t count) noexcept nogil
@@ -161,6 +162,7 @@ cdef class Intervals:               # one plane of one device
     cdef void reset_peaks(self) noexcept nogil
 
     cdef CoreSet *intern_cores(self, const uint64_t *mask) noexcept nogil
+    cdef void let_go(self, Footprint *footprint) noexcept nogil
     cdef void release_cores(self, CoreSet *cores) noexcept nogil
     cdef Footprint *intern_simple(self, CoreSet *cores, uint64_t *ranges, size_t count) noexcept nogil
     cdef Footprint *intern_composite(self, uint64_t *parts, size_t count) noexcept nogil

@@ -10,7 +10,7 @@ How it is built:
   - Cores that are in the same live core sets form a class and share one cover tree (`_cover.h`).
   - What the last dispatches left is a list of layers, each with the cores it still holds.
 
-Invariants, true between any two calls:
+Invariants, true between any two calls; debug builds verify them after each (`_invariants.pxd`):
   1. Equal lists of CBs have one Footprint: parts are in the order of their addresses, ranges ascending.
   2. `live` of a simple footprint = programs that have it + live composites made of it. Its ranges are once in the
      cover of every class inside its core set exactly while live > 0, however many programs have it.
@@ -35,10 +35,13 @@ from libc.stdint cimport UINT32_MAX, int64_t, uint8_t, uint16_t, uint32_t, uint6
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcmp, memcpy, memset
 
+from ttmem._invariants cimport verify
+
 from ttmem.errors import InvalidIntervalError
 
 
 cdef extern from "_store.h" nogil:
+    bint TTM_DEBUG_BUILD
     ctypedef struct ttm_item:
         void *cores
         uint64_t range
@@ -178,7 +181,7 @@ cdef class Intervals:
         for i in range(self.layer_count):
             # Peaks stand in no table; whoever else held one has let go of it, since holders keep this object.
             if self.layers[i].shape & PEAK:
-                self.release(self.layers[i])
+                self.let_go(self.layers[i])
         if self.classes != NULL:
             for i in range(self.num_cores):
                 if self.classes[i] != NULL:
@@ -217,6 +220,8 @@ cdef class Intervals:
         self.changed_count = 0
         self.map_changed = False
         self.peaks_changed = False
+        if TTM_DEBUG_BUILD:
+            verify(self, b"clear_changes")
 
     cdef inline void mark(self, uint32_t slot, uint8_t flag) noexcept nogil:
         if self.change_flags[slot] == 0:
@@ -438,7 +443,7 @@ cdef class Intervals:
                     footprint.region_end = max(footprint.region_end, simple.region_end)
                 self.enter(footprint, hash)
         for part in range(count):
-            self.release(<Footprint *><uintptr_t>parts[2 * part])
+            self.let_go(<Footprint *><uintptr_t>parts[2 * part])
         return footprint
 
     cdef size_t cut_atoms(self, const uint64_t *parts, size_t count, uint64_t *atoms) noexcept nogil:
@@ -543,7 +548,7 @@ cdef class Intervals:
                 if footprint == NULL or logical > UINT32_MAX:
                     good = False
                     if footprint != NULL:
-                        self.release(footprint)
+                        self.let_go(footprint)
                     break
                 if first == 0 and at == n and logical == covered:
                     break
@@ -556,18 +561,27 @@ cdef class Intervals:
                 footprint = self.intern_composite(parts, part_count)
             elif not good:
                 for at in range(part_count):
-                    self.release(<Footprint *><uintptr_t>parts[2 * at])
+                    self.let_go(<Footprint *><uintptr_t>parts[2 * at])
         for at in range(n):
             self.release_cores(<CoreSet *>items[at].cores)
         if items != few:
             free(items)
             free(merged)
+        if TTM_DEBUG_BUILD:
+            verify(self, b"intern")
         return footprint if good else NULL
 
     cdef void retain(self, Footprint *footprint) noexcept nogil:
         footprint.refs += 1
+        if TTM_DEBUG_BUILD:
+            verify(self, b"retain")
 
     cdef void release(self, Footprint *footprint) noexcept nogil:
+        self.let_go(footprint)
+        if TTM_DEBUG_BUILD:
+            verify(self, b"release")
+
+    cdef void let_go(self, Footprint *footprint) noexcept nogil:
         cdef void **link
         cdef size_t part
         footprint.refs -= 1
@@ -584,7 +598,7 @@ cdef class Intervals:
             self.release_cores(footprint.cores)
         else:
             for part in range(size_of(footprint)):
-                self.release(<Footprint *><uintptr_t>tail(footprint)[2 * part])
+                self.let_go(<Footprint *><uintptr_t>tail(footprint)[2 * part])
         ttm_free(&self.pool.heap, footprint)
         if self.footprints.size > MIN_BUCKETS and self.footprints.count * 8 < self.footprints.size:
             self.resize_footprints(self.footprints.size // 2)
@@ -838,6 +852,8 @@ cdef class Intervals:
             return -1
         if footprint.cores != NULL:
             if footprint.live == 0 and self.start(footprint) < 0:
+                if TTM_DEBUG_BUILD:
+                    verify(self, b"an addition without memory")
                 return -1
             if footprint.shape:
                 self.account(footprint.cores, footprint.bytes_per_core)
@@ -853,6 +869,8 @@ cdef class Intervals:
                             simple.live -= 1
                             if simple.live == 0:
                                 self.stop(simple)
+                        if TTM_DEBUG_BUILD:
+                            verify(self, b"an addition without memory")
                         return -1
                     simple.live += 1
             for part in range(parts):
@@ -862,6 +880,8 @@ cdef class Intervals:
         footprint.live += 1
         footprint.refs += 1
         self.logical += footprint.logical
+        if TTM_DEBUG_BUILD:
+            verify(self, b"add")
         return 0
 
     cdef void remove(self, Footprint *footprint) noexcept nogil:
@@ -887,7 +907,9 @@ cdef class Intervals:
                     simple.live -= 1
                     if simple.live == 0:
                         self.stop(simple)
-        self.release(footprint)
+        self.let_go(footprint)
+        if TTM_DEBUG_BUILD:
+            verify(self, b"remove")
 
     # Residency.
 
@@ -903,7 +925,7 @@ cdef class Intervals:
         if footprint.num_cores == self.num_cores:
             while self.layer_count:
                 self.layer_count -= 1
-                self.release(self.layers[self.layer_count])
+                self.let_go(self.layers[self.layer_count])
             self.resident = footprint.resident
             memcpy(self.visible, self.full_mask, words * sizeof(uint64_t))
         else:
@@ -921,13 +943,15 @@ cdef class Intervals:
                     layer += 1
                     continue
                 self.layer_count -= 1
-                self.release(self.layers[layer])
+                self.let_go(self.layers[layer])
                 self.layers[layer] = self.layers[self.layer_count]
                 memcpy(shown, self.visible + <size_t>self.layer_count * words, words * sizeof(uint64_t))
             self.resident += footprint.resident
             memcpy(self.visible + <size_t>self.layer_count * words, mask, words * sizeof(uint64_t))
         self.layers[self.layer_count] = footprint
         self.layer_count += 1
+        if TTM_DEBUG_BUILD:
+            verify(self, b"dispatch")
 
     cdef void fill_resident(self, uint32_t *out) noexcept nogil:
         cdef uint32_t layer
@@ -992,6 +1016,8 @@ cdef class Intervals:
                 peak.logical = peak.resident
         free(peaks)
         free(scratch)
+        if TTM_DEBUG_BUILD:
+            verify(self, b"peak_of")
         return peak
 
     # Queries.
@@ -1027,6 +1053,8 @@ cdef class Intervals:
                 self.classes[slot].peak = self.classes[slot].physical
                 self.mark(slot, 1)
         self.peaks_changed = True
+        if TTM_DEBUG_BUILD:
+            verify(self, b"reset_peaks")
 
     cdef uint64_t memory_bytes(self) noexcept nogil:
         return self.pool.heap.bytes

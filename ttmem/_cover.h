@@ -596,4 +596,98 @@ static inline uint32_t ttm_cover_lowest(const ttm_pool *pool, const ttm_cover *c
     return base + b;
 }
 
+/* The self-check: what is wrong with a cover, NULL if nothing is. Everything is counted anew from the bytes upward. */
+
+static inline const char *ttm_kib_fault(const ttm_kib *kib, uint32_t *covered) {
+    uint32_t i, b, in_block = 0;
+    *covered = 0;
+    if (!kib->refs) return "a kib of a cover outlives its ranges";
+    for (i = 0; i < 64; ++i) {
+        const ttm_cells *cells = kib->cells[i >> 3];
+        const ttm_cell *cell = cells ? cells->cell[i & 7] : NULL;
+        uint32_t bytes = 0;
+        if (cell && !cell->refs) return "a cell of a cover outlives its ranges";
+        for (b = 0; cell && b < 16; ++b) bytes += cell->cover[b] != 0;
+        if (bytes != kib->sum[i]) return "a cell of a cover has other bytes than its kib says";
+        in_block += kib->cover[i] ? 16 : bytes;
+        if ((i & 7) != 7) continue;
+        if (in_block != kib->block_sum[i >> 3]) return "a block of a kib has other bytes than it says";
+        *covered += kib->block[i >> 3] ? 128 : in_block;
+        in_block = 0;
+    }
+    return NULL;
+}
+
+static inline const char *ttm_page_fault(const ttm_page *page, uint32_t *covered) {
+    uint32_t i, in_block = 0;
+    *covered = 0;
+    if (!page->refs) return "a page of a cover outlives its ranges";
+    for (i = 0; i < 64; ++i) {
+        uint32_t bytes = 0;
+        const char *fault = page->kib[i] ? ttm_kib_fault(page->kib[i], &bytes) : NULL;
+        if (fault) return fault;
+        if (bytes != page->sum[i]) return "a kib of a cover has other bytes than its page says";
+        in_block += page->cover[i] ? 1024 : bytes;
+        if ((i & 7) != 7) continue;
+        if (in_block != page->block_sum[i >> 3]) return "a block of a page has other bytes than it says";
+        *covered += page->block[i >> 3] ? 8192 : in_block;
+        in_block = 0;
+    }
+    return NULL;
+}
+
+/* Whether two nodes, or two missing ones, have the same counts. */
+static inline int ttm_kib_same(const ttm_kib *a, const ttm_kib *b) {
+    int i;
+    if (!a || !b) return a == b;
+    if (a->refs != b->refs || memcmp(a->cover, b->cover, sizeof a->cover)) return 0;
+    if (memcmp(a->block, b->block, sizeof a->block)) return 0;
+    for (i = 0; i < 64; ++i) {
+        const ttm_cell *x = a->cells[i >> 3] ? a->cells[i >> 3]->cell[i & 7] : NULL;
+        const ttm_cell *y = b->cells[i >> 3] ? b->cells[i >> 3]->cell[i & 7] : NULL;
+        if (x && y ? memcmp(x, y, sizeof *x) : x != y) return 0;
+    }
+    return 1;
+}
+
+static inline int ttm_page_same(const ttm_page *a, const ttm_page *b) {
+    int i;
+    if (!a || !b) return a == b;
+    if (a->refs != b->refs || memcmp(a->cover, b->cover, sizeof a->cover)) return 0;
+    if (memcmp(a->block, b->block, sizeof a->block)) return 0;
+    for (i = 0; i < 64; ++i) {
+        if (!ttm_kib_same(a->kib[i], b->kib[i])) return 0;
+    }
+    return 1;
+}
+
+/* What is wrong with a cover that should hold these ranges, in any order; NULL if nothing is. */
+static inline const char *ttm_cover_fault(const ttm_pool *pool, const ttm_cover *cover, const uint64_t *ranges,
+                                          size_t count) {
+    ttm_pool own;
+    ttm_cover anew;
+    const char *fault = NULL;
+    uint32_t i;
+    size_t r;
+    for (i = 0; i < pool->pages; ++i) {
+        uint32_t bytes = 0;
+        fault = cover->page[i] ? ttm_page_fault(cover->page[i], &bytes) : NULL;
+        if (fault) return fault;
+        if (bytes != cover->sum[i]) return "a page of a cover has other bytes than the top says";
+    }
+    memset(&own, 0, sizeof own);
+    own.pages = pool->pages;
+    own.heap.allowed = -1;
+    if (ttm_cover_init(&own, &anew)) return NULL;
+    for (r = 0; r < count; ++r) ttm_cover_update(&own, &anew, (uint32_t)ranges[r], (uint32_t)(ranges[r] >> 32), 1);
+    for (i = 0; i < pool->pages && !fault; ++i) {
+        if (cover->cover[i] != anew.cover[i] || !ttm_page_same(cover->page[i], anew.page[i])) {
+            fault = "the cover of a class does not count what its programs add up to (2)";
+        }
+    }
+    ttm_cover_free(&own, &anew);
+    ttm_pool_trim(&own);
+    return fault;
+}
+
 #endif

@@ -41,7 +41,7 @@ cdef extern from "_store.h" nogil:
 
 
 DEBUG = bool(TTM_DEBUG_BUILD)
-"""Whether the self-check runs after every operation."""
+"""Whether the self-check in C runs after every operation."""
 
 
 # no_gc_clear: a collector that breaks a cycle must not take the engine away before the footprint is released.
@@ -206,8 +206,6 @@ cdef class IntervalEngine:
         if status == 0:
             self.added[key] = self.added.get(key, 0) + 1
         ttm_lock_release(&self.lock)
-        if DEBUG:
-            check(self.core)
         if status < 0:
             raise MemoryError()
 
@@ -230,8 +228,6 @@ cdef class IntervalEngine:
         ttm_lock_release(&self.lock)
         if not count:
             raise UnknownIdError("no program with this footprint is there to be removed")
-        if DEBUG:
-            check(self.core)
 
     def dispatch(self, prepared):
         """Make this footprint resident on the cores that it covers."""
@@ -239,8 +235,6 @@ cdef class IntervalEngine:
         ttm_lock_acquire(&self.lock)
         self.core.dispatch(footprint)
         ttm_lock_release(&self.lock)
-        if DEBUG:
-            check(self.core)
 
     @property
     def width(self):
@@ -331,8 +325,6 @@ cdef class IntervalEngine:
         ttm_lock_acquire(&self.lock)
         self.core.reset_peaks()
         ttm_lock_release(&self.lock)
-        if DEBUG:
-            check(self.core)
 
     def core_resident(self, core):
         """Return the bytes that the last dispatch on a core left there."""
