@@ -147,17 +147,28 @@ cdef class Intervals:               # one plane of one device
     cdef void release(self, Footprint *footprint) noexcept nogil
     cdef int add(self, Footprint *footprint) noexcept nogil
     cdef void remove(self, Footprint *footprint) noexcept nogil
-    cdef void dispatch(self, Footprint *footprint) noexcept nogil
+    cdef inline void dispatch(self, Footprint *footprint) noexcept nogil:
+        # Here, so that the same program again is a comparison in the caller and not a call.
+        if footprint != self.last:
+            self.dispatch_other(footprint)
+
+    cdef void dispatch_other(self, Footprint *footprint) noexcept nogil
     cdef Footprint *peak_of(self, Footprint **items, size_t count) noexcept nogil
     cdef void fill_resident(self, uint32_t *out) noexcept nogil
-    cdef uint64_t class_physical(self, uint32_t slot) noexcept nogil
-    cdef uint64_t class_logical(self, uint32_t slot) noexcept nogil
+    cdef inline uint64_t class_physical(self, uint32_t slot) noexcept nogil:
+        return self.classes[slot].physical if self.classes[slot] != NULL else 0
+
+    cdef inline uint64_t class_logical(self, uint32_t slot) noexcept nogil:
+        return self.classes[slot].logical if self.classes[slot] != NULL else 0
+
     cdef uint32_t class_region_end(self, uint32_t slot) noexcept nogil
     cdef uint32_t class_lowest(self, uint32_t slot) noexcept nogil
     cdef uint32_t class_ranges(self, uint32_t slot, uint64_t *out, uint32_t maximum) noexcept nogil
     cdef uint64_t memory_bytes(self) noexcept nogil
     # The highest physical bytes of a core since the beginning are the larger of its floor and the peak of its class.
-    cdef uint64_t class_peak(self, uint32_t slot) noexcept nogil
+    cdef inline uint64_t class_peak(self, uint32_t slot) noexcept nogil:
+        return self.classes[slot].peak if self.classes[slot] != NULL else 0
+
     cdef void fill_core_peaks(self, uint32_t *out) noexcept nogil
     cdef void reset_peaks(self) noexcept nogil
 

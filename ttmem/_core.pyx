@@ -913,12 +913,12 @@ cdef class Intervals:
 
     # Residency.
 
-    cdef void dispatch(self, Footprint *footprint) noexcept nogil:
+    cdef void dispatch_other(self, Footprint *footprint) noexcept nogil:
         cdef uint32_t words = self.mask_words, layer = 0, i
         cdef const uint64_t *mask
         cdef uint64_t *shown
         cdef uint64_t left
-        if footprint == self.last or footprint.num_cores == 0:
+        if footprint.num_cores == 0:
             return
         footprint.refs += 1
         self.last = footprint
@@ -1022,12 +1022,6 @@ cdef class Intervals:
 
     # Queries.
 
-    cdef uint64_t class_physical(self, uint32_t slot) noexcept nogil:
-        return self.classes[slot].physical if self.classes[slot] != NULL else 0
-
-    cdef uint64_t class_logical(self, uint32_t slot) noexcept nogil:
-        return self.classes[slot].logical if self.classes[slot] != NULL else 0
-
     cdef uint32_t class_region_end(self, uint32_t slot) noexcept nogil:
         return ttm_cover_end(&self.pool, &self.classes[slot].cover) if self.classes[slot] != NULL else 0
 
@@ -1038,9 +1032,6 @@ cdef class Intervals:
         if self.classes[slot] == NULL:
             return 0
         return ttm_cover_ranges(&self.pool, &self.classes[slot].cover, out, maximum)
-
-    cdef uint64_t class_peak(self, uint32_t slot) noexcept nogil:
-        return self.classes[slot].peak if self.classes[slot] != NULL else 0
 
     cdef void fill_core_peaks(self, uint32_t *out) noexcept nogil:
         memcpy(out, self.core_peaks, self.num_cores * sizeof(uint32_t))

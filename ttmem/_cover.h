@@ -20,13 +20,6 @@
 
 enum { TTM_CELL_SHIFT = 4, TTM_KIB_SHIFT = 10, TTM_PAGE_SHIFT = 16 };
 
-/* gcc 12 vectorizes the loops over eight counters, where the time goes, at -O3 only. */
-#if defined(__GNUC__) && !defined(__clang__) && !defined(TTM_DEBUG)
-#define TTM_VECTORIZED __attribute__((optimize("O3")))
-#else
-#define TTM_VECTORIZED
-#endif
-
 typedef struct {
     uint32_t cover[16];
     uint32_t refs;
@@ -64,7 +57,7 @@ typedef struct {
     ttm_page **page;
 } ttm_cover;
 
-enum { TTM_PAGE_NODE, TTM_KIB_NODE, TTM_CELLS_NODE, TTM_CELL_NODE, TTM_NODE_KINDS, TTM_SPARE_NODES = 256 };
+enum { TTM_PAGE_NODE, TTM_KIB_NODE, TTM_CELLS_NODE, TTM_CELL_NODE, TTM_NODE_KINDS, TTM_SPARE_NODES = 4096 };
 
 typedef struct ttm_spare {
     struct ttm_spare *next;
@@ -160,26 +153,47 @@ static inline int ttm_cover_init(ttm_pool *pool, ttm_cover *cover) {
 /* Each of the functions below changes the counts by one, up (step 1) or down (step -1), in [begin, end) relative to its
  * node, and returns by how many bytes the covered ones of that node grow. */
 
-/* One step over the entries [begin, end) of eight. All eight are computed and masked: that is two vectors and no branch
- * that depends on the range, where a loop over the entries costs a misprediction or two. */
-#define TTM_EIGHT(name, sum_type, size) \
-    TTM_VECTORIZED static inline int32_t name(uint32_t *cover, const sum_type *sum, int32_t begin, int32_t end, \
-                                              int32_t step) { \
-        int32_t change = 0, i; \
-        for (i = 0; i < 8; ++i) { \
-            int32_t inside = -(i >= begin) & -(i < end), bare = (size) - (int32_t)sum[i]; \
-            int32_t before = (int32_t)cover[i], after = before + (inside & step); \
-            cover[i] = (uint32_t)after; \
-            change += bare & (-(before == 0) & -(after != 0)); \
-            change -= bare & (-(before != 0) & -(after == 0)); \
-        } \
-        return change; \
+/* Four counters at once, and what four sums are read as. */
+typedef int32_t ttm_four __attribute__((vector_size(16)));
+typedef uint8_t ttm_four_bytes __attribute__((vector_size(4)));
+typedef uint16_t ttm_four_shorts __attribute__((vector_size(8)));
+
+/* One step over the entries [begin, end) of eight; `sum` is what each has covered below it, of `size` bytes. All eight
+ * are computed and masked: that is a few vectors and no branch that depends on the range, where a loop over the entries
+ * costs a misprediction or two. Where much is covered, nothing changes, and the sums are not even read. */
+#define TTM_EIGHT(name, sum_type, four_sums, size) \
+    static inline int32_t name(uint32_t *cover, const sum_type *sum, int32_t begin, int32_t end, int32_t step) { \
+        const ttm_four first = {0, 1, 2, 3}, second = {4, 5, 6, 7}; \
+        ttm_four in_low = (first >= begin) & (first < end), in_high = (second >= begin) & (second < end); \
+        ttm_four low, high, bare_low, bare_high, both; \
+        int32_t emptying = step >> 31; \
+        uint64_t any[2]; \
+        four_sums sums; \
+        memcpy(&low, cover, sizeof low); \
+        memcpy(&high, cover + 4, sizeof high); \
+        /* 0 before an addition, 1 before a removal. */ \
+        bare_low = ((low + emptying) == 0) & in_low; \
+        bare_high = ((high + emptying) == 0) & in_high; \
+        low += in_low & step; \
+        high += in_high & step; \
+        memcpy(cover, &low, sizeof low); \
+        memcpy(cover + 4, &high, sizeof high); \
+        both = bare_low | bare_high; \
+        memcpy(any, &both, sizeof any); \
+        if (!(any[0] | any[1])) return 0; \
+        memcpy(&sums, sum, sizeof sums); \
+        both = bare_low & ((size) - __builtin_convertvector(sums, ttm_four)); \
+        memcpy(&sums, sum + 4, sizeof sums); \
+        both += bare_high & ((size) - __builtin_convertvector(sums, ttm_four)); \
+        memcpy(any, &both, sizeof any); \
+        any[0] += any[1]; /* the halves stay below 2^31, so that nothing is carried between them */ \
+        return ((int32_t)(any[0] >> 32) + (int32_t)any[0]) * step; \
     }
 
-TTM_EIGHT(ttm_kib_eight, uint8_t, 16)
-TTM_EIGHT(ttm_kib_blocks, uint8_t, 128)
-TTM_EIGHT(ttm_page_eight, uint16_t, 1024)
-TTM_EIGHT(ttm_page_blocks, uint16_t, 8192)
+TTM_EIGHT(ttm_kib_eight, uint8_t, ttm_four_bytes, 16)
+TTM_EIGHT(ttm_kib_blocks, uint8_t, ttm_four_bytes, 128)
+TTM_EIGHT(ttm_page_eight, uint16_t, ttm_four_shorts, 1024)
+TTM_EIGHT(ttm_page_blocks, uint16_t, ttm_four_shorts, 8192)
 
 static inline int32_t ttm_cell_update(ttm_cell *cell, uint32_t begin, uint32_t end, int step) {
     int32_t change = 0;
@@ -220,6 +234,7 @@ static inline int32_t ttm_kib_partial(ttm_pool *pool, ttm_kib *kib, uint32_t i, 
 
 static inline int32_t ttm_kib_block(ttm_kib *kib, uint32_t b, uint32_t begin, uint32_t end, int step) {
     int32_t change = ttm_kib_eight(kib->cover + 8 * b, kib->sum + 8 * b, (int32_t)begin, (int32_t)end, step);
+    if (!change) return 0;
     kib->block_sum[b] = (uint8_t)(kib->block_sum[b] + change);
     return kib->block[b] ? 0 : change;
 }
@@ -259,11 +274,12 @@ static inline int32_t ttm_page_partial(ttm_pool *pool, ttm_page *page, uint32_t 
     pool->work++;
     if (!kib) kib = page->kib[i] = (ttm_kib *)ttm_pool_take(pool, TTM_KIB_NODE);
     change = ttm_kib_update(pool, kib, begin, end, step);
-    page->sum[i] = (uint16_t)(page->sum[i] + change);
     if (!kib->refs) {
         page->kib[i] = NULL;
         ttm_pool_give(pool, TTM_KIB_NODE, kib);
     }
+    if (!change) return 0;
+    page->sum[i] = (uint16_t)(page->sum[i] + change);
     if (page->cover[i]) return 0;
     page->block_sum[i >> 3] = (uint16_t)(page->block_sum[i >> 3] + change);
     return page->block[i >> 3] ? 0 : change;
@@ -271,6 +287,7 @@ static inline int32_t ttm_page_partial(ttm_pool *pool, ttm_page *page, uint32_t 
 
 static inline int32_t ttm_page_block(ttm_page *page, uint32_t b, uint32_t begin, uint32_t end, int step) {
     int32_t change = ttm_page_eight(page->cover + 8 * b, page->sum + 8 * b, (int32_t)begin, (int32_t)end, step);
+    if (!change) return 0;
     page->block_sum[b] = (uint16_t)(page->block_sum[b] + change);
     return page->block[b] ? 0 : change;
 }
@@ -310,11 +327,12 @@ static inline int32_t ttm_cover_partial(ttm_pool *pool, ttm_cover *cover, uint32
     pool->work++;
     if (!page) page = cover->page[i] = (ttm_page *)ttm_pool_take(pool, TTM_PAGE_NODE);
     change = ttm_page_update(pool, page, begin, end, step);
-    cover->sum[i] += (uint32_t)change;
     if (!page->refs) {
         cover->page[i] = NULL;
         ttm_pool_give(pool, TTM_PAGE_NODE, page);
     }
+    if (!change) return 0;
+    cover->sum[i] += (uint32_t)change;
     return cover->cover[i] ? 0 : change;
 }
 
@@ -348,13 +366,11 @@ static inline void ttm_cover_prefetch(const ttm_cover *cover, uint32_t at) {
     if (!page) return;
     __builtin_prefetch(page, 1);
     __builtin_prefetch(&page->cover[(at >> 10) & 56], 1);
-    __builtin_prefetch(&page->sum[(at >> 10) & 63], 1);
     if (!(at & 0x3ff)) return;
     kib = page->kib[(at >> 10) & 63];
     if (!kib) return;
     __builtin_prefetch(kib, 1);
     __builtin_prefetch(&kib->cover[(at >> 4) & 56], 1);
-    __builtin_prefetch(&kib->sum[(at >> 4) & 63], 1);
     if (at & 15) __builtin_prefetch(&kib->cells[(at >> 7) & 7], 1);
 }
 
