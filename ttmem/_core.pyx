@@ -65,7 +65,8 @@ cdef extern from "_cover.h" nogil:
     void ttm_pool_trim(ttm_pool *pool)
     int ttm_cover_init(ttm_pool *pool, ttm_cover *cover)
     int ttm_cover_copy(ttm_pool *pool, ttm_cover *copy, const ttm_cover *source)
-    void ttm_cover_prefetch_ranges(const ttm_cover *cover, const uint64_t *ranges, uint32_t count)
+    void ttm_cover_prefetch_page(const ttm_cover *cover, uint32_t at)
+    void ttm_cover_prefetch_kib(const ttm_cover *cover, uint32_t at)
     void ttm_cover_free(ttm_pool *pool, ttm_cover *cover)
     int64_t ttm_cover_update(ttm_pool *pool, ttm_cover *cover, uint32_t begin, uint32_t end, int step)
     uint32_t ttm_cover_ranges(const ttm_pool *pool, const ttm_cover *cover, uint64_t *out, uint32_t maximum)
@@ -777,12 +778,10 @@ cdef class Intervals:
             self.list_slots(cores)
         cores.live += 1
         slots = set_slots(cores, self.mask_words)
+        self.fetch(footprint)
         for i in range(cores.num_slots):
             group = self.classes[slots[i]]
             grown = 0
-            # Covers of many classes do not stay in the cache: their lines are fetched while this one is worked on.
-            if i + 1 < cores.num_slots:
-                ttm_cover_prefetch_ranges(&self.classes[slots[i + 1]].cover, ranges, min(count, <uint32_t>AHEAD))
             for r in range(count):
                 begin = <uint32_t>ranges[r]
                 end = <uint32_t>(ranges[r] >> 32)
@@ -797,6 +796,25 @@ cdef class Intervals:
             self.mark(slots[i], 2 if grown else 1)
         return 0
 
+    cdef void fetch(self, Footprint *footprint) noexcept nogil:
+        """Ask for the memory of the covers that a simple footprint will be put in: many of them do not stay in the cache."""
+        cdef uint64_t *ranges = tail(footprint)
+        cdef uint16_t *slots = set_slots(footprint.cores, self.mask_words)
+        cdef uint32_t i, r, count = min(footprint.shape, <uint32_t>AHEAD), classes = footprint.cores.num_slots
+        cdef ttm_cover *cover
+        if classes < 2:
+            return
+        for i in range(classes):
+            cover = &self.classes[slots[i]].cover
+            for r in range(count):
+                ttm_cover_prefetch_page(cover, <uint32_t>ranges[r])
+                ttm_cover_prefetch_page(cover, <uint32_t>(ranges[r] >> 32))
+        for i in range(classes):
+            cover = &self.classes[slots[i]].cover
+            for r in range(count):
+                ttm_cover_prefetch_kib(cover, <uint32_t>ranges[r])
+                ttm_cover_prefetch_kib(cover, <uint32_t>(ranges[r] >> 32))
+
     cdef void withdraw(self, Footprint *footprint, uint32_t slots_done, uint32_t ranges_done) noexcept nogil:
         """Take a simple footprint from its first classes, and its first ranges from the one that comes next."""
         cdef CoreSet *cores = footprint.cores
@@ -805,12 +823,10 @@ cdef class Intervals:
         cdef uint32_t i, r
         cdef int64_t change, grown
         cdef uint16_t *slots = set_slots(cores, self.mask_words)
+        self.fetch(footprint)
         for i in range(slots_done + (1 if ranges_done else 0)):
             group = self.classes[slots[i]]
             grown = 0
-            if i + 1 < slots_done:
-                ttm_cover_prefetch_ranges(&self.classes[slots[i + 1]].cover, ranges,
-                                          min(footprint.shape, <uint32_t>AHEAD))
             for r in range(footprint.shape if i < slots_done else ranges_done):
                 change = ttm_cover_update(&self.pool, &group.cover, <uint32_t>ranges[r],
                                           <uint32_t>(ranges[r] >> 32), -1)

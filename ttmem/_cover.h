@@ -57,7 +57,7 @@ typedef struct {
     ttm_page **page;
 } ttm_cover;
 
-enum { TTM_PAGE_NODE, TTM_KIB_NODE, TTM_CELLS_NODE, TTM_CELL_NODE, TTM_NODE_KINDS, TTM_SPARE_NODES = 4096 };
+enum { TTM_PAGE_NODE, TTM_KIB_NODE, TTM_CELLS_NODE, TTM_CELL_NODE, TTM_NODE_KINDS, TTM_SPARE_NODES = 256 };
 
 typedef struct ttm_spare {
     struct ttm_spare *next;
@@ -68,6 +68,7 @@ typedef struct {
     ttm_heap heap;
     ttm_spare *spare[TTM_NODE_KINDS];
     uint32_t spares[TTM_NODE_KINDS];
+    uint32_t used[TTM_NODE_KINDS]; /* nodes in covers */
     uint32_t pages; /* entries at the top of each cover */
     uint64_t work;  /* nodes and classes touched since the beginning; scaling guards read it */
 } ttm_pool;
@@ -112,14 +113,17 @@ static inline void *ttm_pool_take(ttm_pool *pool, int kind) {
     node = pool->spare[kind];
     pool->spare[kind] = node->next;
     pool->spares[kind]--;
+    pool->used[kind]++;
     node->next = NULL;
     return node;
 }
 
-/* Take back a node that is all zero. */
+/* Take back a node that is all zero. No more are kept than are in use: a round of programs that come and go then asks
+ * for no memory, and a device that empties gives it back. */
 static inline void ttm_pool_give(ttm_pool *pool, int kind, void *block) {
     ttm_spare *node = (ttm_spare *)block;
-    if (pool->spares[kind] >= TTM_SPARE_NODES) {
+    pool->used[kind]--;
+    if (pool->spares[kind] >= TTM_SPARE_NODES + pool->used[kind]) {
         ttm_free(&pool->heap, block);
         return;
     }
@@ -357,42 +361,50 @@ static inline int64_t ttm_cover_update(ttm_pool *pool, ttm_cover *cover, uint32_
     return change;
 }
 
-/* Ask for the memory that an update at one of its ends will need, without waiting for it. */
-static inline void ttm_cover_prefetch(const ttm_cover *cover, uint32_t at) {
+/* Ask for the memory that an update at one of its ends will need, without waiting for it: first for that of the page,
+ * and when it is there, for that of the kib. */
+static inline void ttm_cover_prefetch_page(const ttm_cover *cover, uint32_t at) {
     const ttm_page *page;
-    const ttm_kib *kib;
     if (!(at & 0xffff)) return;
     page = cover->page[at >> TTM_PAGE_SHIFT];
     if (!page) return;
     __builtin_prefetch(page, 1);
     __builtin_prefetch(&page->cover[(at >> 10) & 56], 1);
+    __builtin_prefetch(&page->kib[(at >> 10) & 63], 1);
+}
+
+static inline void ttm_cover_prefetch_kib(const ttm_cover *cover, uint32_t at) {
+    const ttm_page *page;
+    const ttm_kib *kib;
     if (!(at & 0x3ff)) return;
+    page = cover->page[at >> TTM_PAGE_SHIFT];
+    if (!page) return;
     kib = page->kib[(at >> 10) & 63];
     if (!kib) return;
     __builtin_prefetch(kib, 1);
+    __builtin_prefetch(&kib->refs, 1);
     __builtin_prefetch(&kib->cover[(at >> 4) & 56], 1);
     if (at & 15) __builtin_prefetch(&kib->cells[(at >> 7) & 7], 1);
 }
 
-static inline void ttm_cover_prefetch_ranges(const ttm_cover *cover, const uint64_t *ranges, uint32_t count) {
-    uint32_t i;
-    for (i = 0; i < count; ++i) {
-        ttm_cover_prefetch(cover, (uint32_t)ranges[i]);
-        ttm_cover_prefetch(cover, (uint32_t)(ranges[i] >> 32));
-    }
+static inline void ttm_node_free(ttm_pool *pool, int kind, void *node) {
+    if (node) pool->used[kind]--;
+    ttm_free(&pool->heap, node);
 }
 
 static inline void ttm_kib_free(ttm_pool *pool, ttm_kib *kib) {
     int i;
-    for (i = 0; i < 64; ++i) if (kib->cells[i >> 3]) ttm_free(&pool->heap, kib->cells[i >> 3]->cell[i & 7]);
-    for (i = 0; i < 8; ++i) ttm_free(&pool->heap, kib->cells[i]);
-    ttm_free(&pool->heap, kib);
+    for (i = 0; i < 64; ++i) {
+        if (kib->cells[i >> 3]) ttm_node_free(pool, TTM_CELL_NODE, kib->cells[i >> 3]->cell[i & 7]);
+    }
+    for (i = 0; i < 8; ++i) ttm_node_free(pool, TTM_CELLS_NODE, kib->cells[i]);
+    ttm_node_free(pool, TTM_KIB_NODE, kib);
 }
 
 static inline void ttm_page_free(ttm_pool *pool, ttm_page *page) {
     int i;
     for (i = 0; i < 64; ++i) if (page->kib[i]) ttm_kib_free(pool, page->kib[i]);
-    ttm_free(&pool->heap, page);
+    ttm_node_free(pool, TTM_PAGE_NODE, page);
 }
 
 static inline void ttm_cover_free(ttm_pool *pool, ttm_cover *cover) {
@@ -403,15 +415,16 @@ static inline void ttm_cover_free(ttm_pool *pool, ttm_cover *cover) {
     cover->page = NULL;
 }
 
-static inline void *ttm_copy(ttm_pool *pool, const void *source, size_t size) {
-    void *copy = ttm_alloc(&pool->heap, size);
+static inline void *ttm_node_copy(ttm_pool *pool, int kind, const void *source) {
+    void *copy = ttm_alloc(&pool->heap, ttm_node_size(kind));
     pool->work++;
-    if (copy) memcpy(copy, source, size);
-    return copy;
+    if (!copy) return NULL;
+    pool->used[kind]++;
+    return memcpy(copy, source, ttm_node_size(kind));
 }
 
 static inline ttm_kib *ttm_kib_copy(ttm_pool *pool, const ttm_kib *source) {
-    ttm_kib *copy = (ttm_kib *)ttm_copy(pool, source, sizeof *source);
+    ttm_kib *copy = (ttm_kib *)ttm_node_copy(pool, TTM_KIB_NODE, source);
     const ttm_cell *cell;
     int i;
     if (!copy) return NULL;
@@ -422,9 +435,12 @@ static inline ttm_kib *ttm_kib_copy(ttm_pool *pool, const ttm_kib *source) {
             i += 7;
             continue;
         }
-        if (!*cells) *cells = (ttm_cells *)ttm_alloc_zeroed(&pool->heap, sizeof **cells);
+        if (!*cells) {
+            *cells = (ttm_cells *)ttm_node_copy(pool, TTM_CELLS_NODE, source->cells[i >> 3]);
+            if (*cells) memset(*cells, 0, sizeof **cells);
+        }
         cell = source->cells[i >> 3]->cell[i & 7];
-        if (*cells && cell) (*cells)->cell[i & 7] = (ttm_cell *)ttm_copy(pool, cell, sizeof *cell);
+        if (*cells && cell) (*cells)->cell[i & 7] = (ttm_cell *)ttm_node_copy(pool, TTM_CELL_NODE, cell);
         if (!*cells || (cell && !(*cells)->cell[i & 7])) {
             ttm_kib_free(pool, copy);
             return NULL;
@@ -434,7 +450,7 @@ static inline ttm_kib *ttm_kib_copy(ttm_pool *pool, const ttm_kib *source) {
 }
 
 static inline ttm_page *ttm_page_copy(ttm_pool *pool, const ttm_page *source) {
-    ttm_page *copy = (ttm_page *)ttm_copy(pool, source, sizeof *source);
+    ttm_page *copy = (ttm_page *)ttm_node_copy(pool, TTM_PAGE_NODE, source);
     int i;
     if (!copy) return NULL;
     memset(copy->kib, 0, sizeof copy->kib);
