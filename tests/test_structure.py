@@ -11,11 +11,11 @@ PACKAGE = Path(__file__).parent.parent / "ttmem"
 # From below to above; modules of one line may import each other.
 LAYERS = [
     "errors _version units",
-    "cores pids lockstep",
+    "cores pids lockstep frames",
     "model region",
     "_core placement _layout",
     "_engine _segment _reading fragments fit",
-    "segment snapshot",
+    "segment snapshot _ledger",
     "reader _publisher",
     "publisher dumps capture _ttnn_hook",
     "tracker ttnn mesh recording diff soak exporter",

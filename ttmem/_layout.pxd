@@ -35,6 +35,10 @@ cdef extern from "_layout.h" nogil:
         TTM_SECTION_COUNT
         TTM_T_CB
         TTM_T_DRAM
+        TTM_T_L1
+        TTM_T_SYSTEM
+        TTM_T_L1_SMALL
+        TTM_T_TRACE
         TTM_T_KERNEL
         TTM_T_TABLES
         TTM_LINE_WORDS

@@ -250,9 +250,11 @@ class _Dump:
             if args.only_html:
                 return ""
         if args.json:
-            from ttmem.snapshot import whole  # so that --help costs nothing
+            from ttmem.dumps import buffers_of  # so that --help costs nothing
+            from ttmem.snapshot import whole
 
-            return json.dumps(whole(list(devices), taken_ns=now_ns), indent=2 if args.watch is None else None) + "\n"
+            full = [{**device, **buffers_of(snapshot)} for snapshot, device in zip(snapshots, devices, strict=True)]
+            return json.dumps(whole(full, taken_ns=now_ns), indent=2 if args.watch is None else None) + "\n"
         header = self.header and self.first
         if args.csv:
             return fields.render_csv(devices, header=header) if devices else ""
