@@ -10,7 +10,7 @@ cdef class DeviceBlock:
     cdef char *shadow                   # private copy of an image; the next commit publishes what changed in it
     cdef readonly uint64_t block_bytes
     cdef readonly uint64_t image_bytes
-    cdef int owner_pid                  # who mapped the block: a forked child must not unmap what it does not have
+    cdef uint64_t owner                 # who mapped the block: a forked child must not unmap what it does not have
     cdef readonly bint shared           # False: in private memory, nobody else reads it
     cdef ttm_section section[14]        # by kind
     cdef uint32_t first[14]             # number of a section's first record, over all sections
