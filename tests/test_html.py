@@ -383,6 +383,28 @@ def test_the_address_map_zooms_to_the_gap_and_back(show: Any) -> None:
     assert browser.run(label) == whole
 
 
+def test_hovering_a_range_names_the_programs_behind_it_largest_first(show: Any) -> None:
+    device = n150()
+    everywhere = {"core_ranges": "{[0-0 - 7-7]}", "kind": "circular_buffer"}
+    device["programs"] = [
+        {
+            **device["programs"][0],
+            "name": f"op<{i}>",
+            "count": 1,
+            "program_id": i,
+            "circular_buffers": [{"address": 105664, "size": 400_000 + i % 2, **everywhere}],
+        }
+        for i in range(9)
+    ]
+    details = {(0, 0): {"cb_ranges": [[105664, 505665]], "l1_ranges": []}}
+    browser = show(page(device, core_details=[details]), anchor="#device=0&core=0,0")
+    browser.hover('rect.range[data-part="cb"]')
+    said = text_of(browser, "#tip")
+    assert said.index("op<1>") < said.index("op<7>") < said.index("op<0>")
+    assert "and 3 more" in said
+    assert "CB: op<1>, op<3>, op<5>, op<7> and 5 more" in text_of(browser, "#map")
+
+
 def test_an_overlap_is_drawn_where_both_lie(show: Any) -> None:
     browser = show(page(n150()))
     drawn = browser.run(

@@ -9,7 +9,7 @@ from typing import Any
 from ttmem.top.model import Shown
 from ttmem.top.overview import state_pieces
 from ttmem.units import NOT_AVAILABLE, format_bytes
-from ttmem.views.address import address_map
+from ttmem.views.address import address_map, holding_lines
 from ttmem.views.cores import CoreLayout, cores_of, grid_of, layout_of
 from ttmem.views.dump import grid_text
 from ttmem.views.heat import RAMP, heat_style, scale_of, shades, short_size, step_of
@@ -244,8 +244,8 @@ def address_lines(shown: Shown, options: CoreOptions, screen: Screen, height: in
     table scrolls.
     """
     x, y = options.selected
-    ranges = shown.core_ranges(x, y)
-    if ranges is None:
+    ranges = shown.holders.details(x, y, shown.snapshot.core_map(x, y))
+    if ranges["cb_ranges"] is None and ranges["l1_ranges"] is None:
         return [[(f"address map {NOT_AVAILABLE}: the source does not tell what lies where on a core", "dim")]]
     made = address_map(shown.full, options.selected, ranges, screen, rows=max(2, min(8, height // 3)))
     if isinstance(made, str):
@@ -258,7 +258,9 @@ def address_lines(shown: Shown, options: CoreOptions, screen: Screen, height: in
     rows = [line for _, line in made.rows]
     if space > len(rows):
         gap: list[Line] = [[("", "")]] if space > len(rows) + 1 else []
-        return [*drawing, *gap, made.head, *rows]
+        lines = [*drawing, *gap, made.head, *rows]
+        programs = holding_lines(shown.holders.on(x, y), screen, limit=height - len(lines) - 1)
+        return [*lines, *([[("", "")], *programs] if programs else [])]
     if options.whole:
         first = max(0, min(options.scroll, len(rows) - (space - 2)))
         shown_rows = rows[first : first + space - 2]
@@ -274,7 +276,8 @@ def address_lines(shown: Shown, options: CoreOptions, screen: Screen, height: in
 
 def table_length(shown: Shown, options: CoreOptions) -> int:
     """Return how many rows the table of the selected core's address map has."""
-    made = address_map(shown.full, options.selected, shown.core_ranges(*options.selected), Screen())
+    told = shown.snapshot.core_map(*options.selected)
+    made = address_map(shown.full, options.selected, shown.holders.details(*options.selected, told), Screen())
     return 0 if isinstance(made, str) else len(made.rows)
 
 
