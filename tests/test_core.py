@@ -84,6 +84,17 @@ class EngineAgainstBytes(RuleBasedStateMachine):
         self.engine = IntervalEngine(WIDTH, HEIGHT, limit=LIMIT, hash_bits=2)
         self.live_programs: list[Program] = []
         self.resident = [0] * NUM_CORES
+        self.peaks = [0] * NUM_CORES
+
+    def covered(self, core: int, *more: Program) -> int:
+        covered = 0
+        for program in (*self.live_programs, *more):
+            covered |= bytes_of(program, core)
+        return covered
+
+    def note_peaks(self, *more: Program) -> None:
+        for core in range(NUM_CORES):
+            self.peaks[core] = max(self.peaks[core], self.covered(core, *more).bit_count())
 
     @rule(target=footprints, program=programs)
     def prepare(self, program: Program):
@@ -106,13 +117,21 @@ class EngineAgainstBytes(RuleBasedStateMachine):
     def add(self, item):
         self.engine.add(item[1])
         self.live_programs.append(item[0])
+        self.note_peaks()
         return item
+
+    @rule()
+    def reset_the_peaks(self):
+        self.engine.reset_peaks()
+        self.peaks = [0] * NUM_CORES
+        self.note_peaks()
 
     @rule(target=live, item=footprints)
     def add_an_equal_list_in_another_order(self, item):
         prepared = self.engine.footprint(reversed(item[0]))
         self.engine.add(prepared)
         self.live_programs.append(item[0])
+        self.note_peaks()
         return item
 
     @rule(item=consumes(live))
@@ -144,6 +163,7 @@ class EngineAgainstBytes(RuleBasedStateMachine):
             pass
         else:
             self.engine.remove(item[1])
+            self.note_peaks(item[0])
         finally:
             self.engine.fail_after(None)
 
@@ -163,10 +183,9 @@ class EngineAgainstBytes(RuleBasedStateMachine):
         engine.check()
         total = 0
         for core in range(NUM_CORES):
-            covered = 0
-            for program in self.live_programs:
-                covered |= bytes_of(program, core)
+            covered = self.covered(core)
             physical = covered.bit_count()
+            assert engine.core_peak(core % WIDTH, core // WIDTH) == self.peaks[core]
             total += physical
             ranges = ranges_of(covered)
             assert engine.core_physical(core) == physical
@@ -190,16 +209,19 @@ class EngineAgainstBytes(RuleBasedStateMachine):
                 self.engine.core_physical(core),
                 self.engine.core_logical(core),
                 tuple(self.engine.core_ranges(core)),
+                self.engine.peak_parts(core)[0],
             )
             for core in range(NUM_CORES)
         }
+        floors = [self.engine.peak_parts(core)[1] for core in range(NUM_CORES)]
         slots = [self.engine.class_of(core) for core in range(NUM_CORES)]
-        before, slots_before = getattr(self, "announced", (None, None))
-        changed, moved = self.engine.changes()
-        self.announced = now, slots
+        before, slots_before, floors_before = getattr(self, "announced", (None, None, None))
+        changed, moved, laid_down = self.engine.changes()
+        self.announced = now, slots, floors
         if before is None:
             return
         assert moved or slots == slots_before
+        assert laid_down or floors == floors_before
         for slot, figures in now.items():
             if slot not in before or before[slot] != figures:
                 assert slot in changed
@@ -229,7 +251,13 @@ def engine_of(*live: Program, hash_bits: int = 64) -> IntervalEngine:
 
 def figures(engine: IntervalEngine) -> list[object]:
     per_core = [
-        (engine.core_ranges(core), engine.core_logical(core), engine.core_resident(core)) for core in range(NUM_CORES)
+        (
+            engine.core_ranges(core),
+            engine.core_logical(core),
+            engine.core_resident(core),
+            engine.core_peak(core % WIDTH, core // WIDTH),
+        )
+        for core in range(NUM_CORES)
     ]
     return [engine.physical_bytes, engine.logical_bytes, engine.resident_bytes, per_core]
 
@@ -252,12 +280,14 @@ def test_touching_ranges_merge_and_a_gap_of_one_byte_does_not():
 @settings(max_examples=60, deadline=None)
 def test_adding_and_removing_a_program_restores_everything(live: list[Program], program: Program):
     engine = engine_of(*live)
+    engine.reset_peaks()
     before = figures(engine)
     prepared = engine.footprint(program)
     engine.add(prepared)
     engine.add(prepared)
     engine.remove(prepared)
     engine.remove(prepared)
+    engine.reset_peaks()
     assert figures(engine) == before
     engine.check()
 
@@ -345,6 +375,7 @@ def test_a_shift_by_the_size_of_any_level_shifts_the_ranges_only(seam: int, live
 @settings(max_examples=80, deadline=None)
 def test_running_out_of_memory_changes_nothing(live: list[Program], allocations: int):
     engine = engine_of(*live[:-1])
+    engine.reset_peaks()
     before = figures(engine)
     engine.fail_after(allocations)
     try:
@@ -353,7 +384,11 @@ def test_running_out_of_memory_changes_nothing(live: list[Program], allocations:
     except MemoryError:
         assert figures(engine) == before
     else:
-        assert figures(engine) == figures(engine_of(*live))
+        peaks = [engine.core_peak(core % WIDTH, core // WIDTH) for core in range(NUM_CORES)]
+        assert peaks == [engine.core_physical(core) for core in range(NUM_CORES)]
+        fresh = engine_of(*live)
+        fresh.reset_peaks()
+        assert figures(engine) == figures(fresh)
     engine.fail_after(None)
     engine.check()
 
@@ -371,6 +406,34 @@ def test_a_part_of_a_live_program_is_not_a_program():
     with pytest.raises(UnknownIdError):
         engine.remove(engine.footprint([(0, 10, 0b1)]))
     assert engine.physical_bytes == 30
+
+
+def test_a_peak_between_two_looks_is_kept():
+    engine = engine_of(((0, 10, ALL),))
+    large = engine.footprint([(0, 100, 0b11)])
+    engine.add(large)
+    engine.remove(large)
+    assert [engine.core_peak(x, 0) for x in range(WIDTH)] == [100, 100, 10]
+    engine.reset_peaks()
+    assert [engine.core_peak(x, y) for y in range(HEIGHT) for x in range(WIDTH)] == [10] * NUM_CORES
+
+
+def test_cores_that_were_joined_keep_peaks_of_their_own():
+    engine = engine_of(((0, 10, ALL),))
+    apart = [engine.footprint([(0, 20 * (core + 1), 1 << core)]) for core in range(NUM_CORES)]
+    for footprint in apart:
+        engine.add(footprint)
+        engine.remove(footprint)
+    engine.add(engine.footprint([(0, 50, ALL)]))
+    assert engine.num_classes == 1
+    peaks = [engine.core_peak(core % WIDTH, core // WIDTH) for core in range(NUM_CORES)]
+    assert peaks == [max(50, 20 * (core + 1)) for core in range(NUM_CORES)]
+
+
+@pytest.mark.parametrize("core", [(WIDTH, 0), (0, HEIGHT), (-1, 0), (0, -1)])
+def test_the_peak_of_a_core_outside_the_grid_is_refused(core: tuple[int, int]):
+    with pytest.raises(InvalidIntervalError, match="outside the grid of 3 x 2"):
+        engine_of().core_peak(*core)
 
 
 def test_a_zero_length_range_takes_its_cores_at_dispatch():

@@ -98,11 +98,12 @@ def test_a_known_footprint_touches_no_cover(make):
     engine.changes()
     before = engine.work
     engine.add(known)
-    changed, moved = engine.changes()
+    changed, moved, laid_down = engine.changes()
     assert engine.work - before <= 4 * engine.num_classes
     engine.remove(known)
     assert engine.work - before <= 8 * engine.num_classes
     assert not moved
+    assert not laid_down
     assert set(changed.values()) <= {1}
 
 

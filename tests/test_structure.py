@@ -11,15 +11,15 @@ PACKAGE = Path(__file__).parent.parent / "ttmem"
 # From below to above; modules of one line may import each other.
 LAYERS = [
     "errors _version units peer_names",
-    "cores pids lockstep",
+    "cores pids lockstep frames",
     "model region",
     "_core placement _layout",
     "_engine _segment _reading fragments fit",
-    "segment snapshot",
+    "segment snapshot _ledger",
     "reader _publisher",
     "publisher dumps capture _ttnn_hook",
     "tracker ttnn mesh recording diff soak exporter",
-    "interpreter export pytest_plugin frames",
+    "interpreter export pytest_plugin moments",
     "replay",
     "clash",
     "thrown",

@@ -18,7 +18,7 @@ import pytest
 from ttmem.cli import top as command
 from ttmem.dumps import Dump
 from ttmem.errors import CaptureError
-from ttmem.frames import open_frames
+from ttmem.moments import open_frames
 from ttmem.snapshot import Snapshot
 from ttmem.top import chart, corepage, guide, table
 from ttmem.top.app import TopApp

@@ -50,8 +50,9 @@ cdef struct Footprint:              # an interned list of CBs; its tail follows 
 
 
 cdef struct CoreClass:              # cores with the same history; its members' mask follows the struct
-    uint64_t physical               # bytes covered on each member
     uint64_t logical                # bytes on each member
+    uint32_t physical               # bytes covered on each member
+    uint32_t peak                   # the highest physical since the class was formed, or since reset_peaks()
     uint64_t sign0                  # sum of tag0 of the live core sets that hold the members
     uint64_t sign1
     uint32_t num_cores
@@ -118,8 +119,10 @@ cdef class Intervals:               # one plane of one device
     cdef uint32_t changed_count
     cdef uint8_t *change_flags      # per class slot: 0 same, 1 figures, 2 merged ranges (and figures)
     cdef bint map_changed           # class_of_core changed
+    cdef bint peaks_changed         # the floors of fill_core_peaks() changed
     cdef uint32_t class_high        # all slots in use are below
     # the rest is the engine's own
+    cdef uint32_t *core_peaks       # [num_cores]; what a core reached in classes that are no more
     cdef CoreClass **classes        # [num_cores]; NULL: free slot
     cdef uint32_t class_count
     cdef uint64_t epoch             # counts splits and joins
@@ -152,6 +155,10 @@ cdef class Intervals:               # one plane of one device
     cdef uint32_t class_lowest(self, uint32_t slot) noexcept nogil
     cdef uint32_t class_ranges(self, uint32_t slot, uint64_t *out, uint32_t maximum) noexcept nogil
     cdef uint64_t memory_bytes(self) noexcept nogil
+    # The highest physical bytes of a core since the beginning are the larger of its floor and the peak of its class.
+    cdef uint64_t class_peak(self, uint32_t slot) noexcept nogil
+    cdef void fill_core_peaks(self, uint32_t *out) noexcept nogil
+    cdef void reset_peaks(self) noexcept nogil
 
     cdef CoreSet *intern_cores(self, const uint64_t *mask) noexcept nogil
     cdef void release_cores(self, CoreSet *cores) noexcept nogil
@@ -166,6 +173,7 @@ cdef class Intervals:               # one plane of one device
     cdef void mark(self, uint32_t slot, uint8_t flag) noexcept nogil
     cdef int split(self, CoreSet *cores) noexcept nogil
     cdef void join(self) noexcept nogil
+    cdef void lay_down_peak(self, uint32_t slot, uint32_t left) noexcept nogil
     cdef void list_slots(self, CoreSet *cores) noexcept nogil
     cdef int start(self, Footprint *footprint) noexcept nogil
     cdef void stop(self, Footprint *footprint) noexcept nogil

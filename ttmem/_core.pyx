@@ -25,7 +25,10 @@ Invariants, true between any two calls:
      hold.
   7. `refs` counts holders: callers, programs, layers, composites (of parts), simple footprints (of core sets). At 0
      it is freed.
-  8. A call that fails leaves every figure as it was.
+  8. The highest physical bytes that a core ever had after a call are the larger of its floor in `core_peaks` and its
+     class's peak, which is at least the class's physical. A split copies the peak; classes that are joined lay theirs
+     down in their cores' floors, unless they are equal, and the joined one starts at its physical.
+  9. A call that fails leaves every figure as it was.
 """
 
 from libc.stdint cimport UINT32_MAX, int64_t, uint8_t, uint16_t, uint32_t, uint64_t, uintptr_t
@@ -143,15 +146,16 @@ cdef class Intervals:
         self.class_of_core = <uint16_t *>ttm_alloc_zeroed(heap, self.num_cores * sizeof(uint16_t))
         self.changed = <uint16_t *>ttm_alloc_zeroed(heap, self.num_cores * sizeof(uint16_t))
         self.change_flags = <uint8_t *>ttm_alloc_zeroed(heap, self.num_cores)
+        self.core_peaks = <uint32_t *>ttm_alloc_zeroed(heap, self.num_cores * sizeof(uint32_t))
         self.classes = <CoreClass **>ttm_alloc_zeroed(heap, self.num_cores * sizeof(CoreClass *))
         self.layers = <Footprint **>ttm_alloc_zeroed(heap, (self.num_cores + 1) * sizeof(Footprint *))
         self.visible = <uint64_t *>ttm_alloc_zeroed(heap, (self.num_cores + 1) * mask_bytes)
         self.full_mask = <uint64_t *>ttm_alloc_zeroed(heap, mask_bytes)
         self.hidden = <uint64_t *>ttm_alloc_zeroed(heap, mask_bytes)
         self.join_table = <uint16_t *>ttm_alloc_zeroed(heap, self.join_size * sizeof(uint16_t))
-        if (self.class_of_core == NULL or self.changed == NULL or self.change_flags == NULL or self.classes == NULL
-                or self.layers == NULL or self.visible == NULL or self.full_mask == NULL or self.hidden == NULL
-                or self.join_table == NULL or table_resize(heap, &self.footprints, MIN_BUCKETS) < 0
+        if (self.class_of_core == NULL or self.changed == NULL or self.change_flags == NULL or self.core_peaks == NULL
+                or self.classes == NULL or self.layers == NULL or self.visible == NULL or self.full_mask == NULL
+                or self.hidden == NULL or self.join_table == NULL or table_resize(heap, &self.footprints, MIN_BUCKETS) < 0
                 or table_resize(heap, &self.core_sets, MIN_BUCKETS) < 0):
             raise MemoryError()
         for core in range(self.num_cores):
@@ -196,6 +200,7 @@ cdef class Intervals:
         ttm_free(heap, self.class_of_core)
         ttm_free(heap, self.changed)
         ttm_free(heap, self.change_flags)
+        ttm_free(heap, self.core_peaks)
         ttm_free(heap, self.classes)
         ttm_free(heap, self.layers)
         ttm_free(heap, self.visible)
@@ -211,6 +216,7 @@ cdef class Intervals:
             self.change_flags[self.changed[i]] = 0
         self.changed_count = 0
         self.map_changed = False
+        self.peaks_changed = False
 
     cdef inline void mark(self, uint32_t slot, uint8_t flag) noexcept nogil:
         if self.change_flags[slot] == 0:
@@ -604,7 +610,7 @@ cdef class Intervals:
             part = <CoreClass *>ttm_alloc_zeroed(&self.pool.heap, sizeof(CoreClass) + words * sizeof(uint64_t))
             if part == NULL:
                 return -1
-            part.physical, part.logical = group.physical, group.logical
+            part.physical, part.logical, part.peak = group.physical, group.logical, group.peak
             part.sign0, part.sign1 = group.sign0, group.sign1
             if ttm_cover_copy(&self.pool, &part.cover, &group.cover) < 0:
                 ttm_free(&self.pool.heap, part)
@@ -643,7 +649,7 @@ cdef class Intervals:
 
     cdef void join(self) noexcept nogil:
         """Join the classes that have the same signature; the lowest slot stays."""
-        cdef uint32_t slot, at, i, mask = self.join_size - 1
+        cdef uint32_t slot, at, i, left, mask = self.join_size - 1
         cdef CoreClass *group
         cdef CoreClass *kept
         self.drops = 0
@@ -662,6 +668,11 @@ cdef class Intervals:
             if not self.join_table[at]:
                 self.join_table[at] = <uint16_t>(slot + 1)
                 continue
+            if kept.peak != group.peak:
+                # Within an addition that fails, physical may be above the peaks: then the lower of them stays.
+                left = min(group.physical, kept.peak, group.peak)
+                self.lay_down_peak(slot, left)
+                self.lay_down_peak(self.join_table[at] - 1, left)
             for i in range(self.mask_words):
                 members(kept)[i] |= members(group)[i]
             kept.num_cores += group.num_cores
@@ -674,6 +685,24 @@ cdef class Intervals:
             self.epoch += 1
         while self.classes[self.class_high - 1] == NULL:
             self.class_high -= 1
+
+    cdef void lay_down_peak(self, uint32_t slot, uint32_t left) noexcept nogil:
+        """Keep the peak of a class in the floors of its cores and lower the class's to what is left."""
+        cdef CoreClass *group = self.classes[slot]
+        cdef uint32_t i
+        cdef uint32_t *floor
+        cdef uint64_t word
+        if group.peak == left:
+            return
+        for i in range(self.mask_words):
+            word = members(group)[i]
+            while word:
+                floor = self.core_peaks + 64 * i + ttm_lowest_bit(word)
+                floor[0] = max(floor[0], group.peak)
+                word &= word - 1
+        group.peak = left
+        self.mark(slot, 1)
+        self.peaks_changed = True
 
     cdef void list_slots(self, CoreSet *cores) noexcept nogil:
         """List the classes inside a live core set."""
@@ -748,7 +777,7 @@ cdef class Intervals:
                     self.leave(cores)
                     return -1
                 change = ttm_cover_update(&self.pool, &group.cover, begin, end, 1)
-                group.physical += <uint64_t>change
+                group.physical += <uint32_t>change
                 self.physical += <uint64_t>(change * group.num_cores)
                 grown += change
             self.mark(slots[i], 2 if grown else 1)
@@ -771,7 +800,7 @@ cdef class Intervals:
             for r in range(footprint.shape if i < slots_done else ranges_done):
                 change = ttm_cover_update(&self.pool, &group.cover, <uint32_t>ranges[r],
                                           <uint32_t>(ranges[r] >> 32), -1)
-                group.physical += <uint64_t>change
+                group.physical += <uint32_t>change
                 self.physical += <uint64_t>(change * group.num_cores)
                 grown += change
             self.mark(slots[i], 2 if grown else 1)
@@ -786,13 +815,18 @@ cdef class Intervals:
         self.leave(footprint.cores)
 
     cdef void account(self, CoreSet *cores, uint64_t bytes_each) noexcept nogil:
-        """Add to the logical bytes of each core of a live core set."""
+        """Add to the logical bytes of each core of a live core set, and keep the peaks."""
         cdef uint32_t i
+        cdef CoreClass *group
         cdef uint16_t *slots = set_slots(cores, self.mask_words)
         if cores.epoch != self.epoch:
             self.list_slots(cores)
         for i in range(cores.num_slots):
-            self.classes[slots[i]].logical += bytes_each
+            group = self.classes[slots[i]]
+            group.logical += bytes_each
+            # Here, where an addition can no longer fail: before, it might be taken back.
+            if group.peak < group.physical:
+                group.peak = group.physical
             self.mark(slots[i], 1)
         self.pool.work += cores.num_slots
 
@@ -978,6 +1012,21 @@ cdef class Intervals:
         if self.classes[slot] == NULL:
             return 0
         return ttm_cover_ranges(&self.pool, &self.classes[slot].cover, out, maximum)
+
+    cdef uint64_t class_peak(self, uint32_t slot) noexcept nogil:
+        return self.classes[slot].peak if self.classes[slot] != NULL else 0
+
+    cdef void fill_core_peaks(self, uint32_t *out) noexcept nogil:
+        memcpy(out, self.core_peaks, self.num_cores * sizeof(uint32_t))
+
+    cdef void reset_peaks(self) noexcept nogil:
+        cdef uint32_t slot
+        memset(self.core_peaks, 0, self.num_cores * sizeof(uint32_t))
+        for slot in range(self.class_high):
+            if self.classes[slot] != NULL:
+                self.classes[slot].peak = self.classes[slot].physical
+                self.mark(slot, 1)
+        self.peaks_changed = True
 
     cdef uint64_t memory_bytes(self) noexcept nogil:
         return self.pool.heap.bytes

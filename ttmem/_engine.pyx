@@ -309,6 +309,31 @@ cdef class IntervalEngine:
         lowest = self.core.class_lowest(self.slot_of(core))
         return None if lowest == UINT32_MAX else lowest
 
+    def core_peak(self, x, y):
+        """Return the most bytes of core (x, y) that were covered after any call since the beginning or the last reset.
+
+        Raises:
+            InvalidIntervalError: there is no such core.
+        """
+        if not (0 <= x < self.core.width and 0 <= y < self.core.height):
+            raise InvalidIntervalError(
+                f"core ({x}, {y}) is outside the grid of {self.core.width} x {self.core.height} cores")
+        cdef uint32_t floors[1024]
+        cdef uint32_t core = y * self.core.width + x
+        ttm_lock_acquire(&self.lock)
+        self.core.fill_core_peaks(floors)
+        peak = max(floors[core], self.core.class_peak(self.core.class_of_core[core]))
+        ttm_lock_release(&self.lock)
+        return peak
+
+    def reset_peaks(self):
+        """Let the peaks of all cores start anew at what is covered now."""
+        ttm_lock_acquire(&self.lock)
+        self.core.reset_peaks()
+        ttm_lock_release(&self.lock)
+        if DEBUG:
+            check(self.core)
+
     def core_resident(self, core):
         """Return the bytes that the last dispatch on a core left there."""
         self.slot_of(core)
@@ -345,14 +370,21 @@ cdef class IntervalEngine:
         self.core.pool.heap.allowed = -1 if allocations is None else allocations
 
     def changes(self):
-        """Return {class slot: flag} and whether the map of classes changed, since the last call."""
+        """Return {class slot: flag}, whether the map of classes and whether floors of peaks changed since the last call."""
         cdef uint32_t i
         result = {self.core.changed[i]: self.core.change_flags[self.core.changed[i]]
                   for i in range(self.core.changed_count)}
         assert len(result) == self.core.changed_count
-        moved = bool(self.core.map_changed)
+        moved, laid_down = bool(self.core.map_changed), bool(self.core.peaks_changed)
         self.core.clear_changes()
-        return result, moved
+        return result, moved, laid_down
+
+    def peak_parts(self, core):
+        """Return the peak of a core's class and the core's floor: its peak is the larger one."""
+        cdef uint32_t floors[1024]
+        cdef uint32_t slot = self.slot_of(core)
+        self.core.fill_core_peaks(floors)
+        return self.core.class_peak(slot), floors[<uint32_t>core]
 
     def class_of(self, core):
         """Return the class slot of a core."""
@@ -455,6 +487,7 @@ def check(Intervals core):
             elif e > end:
                 end = merged[len(merged) - 1][1] = e
         assert group.physical == sum(e - b for b, e in merged)
+        assert group.peak >= group.physical
         physical += group.physical * group.num_cores
         assert core.class_region_end(slot) == max(end, 0)
         assert core.class_lowest(slot) == (merged[0][0] if merged else UINT32_MAX)

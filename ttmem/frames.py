@@ -1,173 +1,201 @@
-"""Moments in a file: a recording, or what ``ttmem-dump --json`` wrote once or again and again."""
+"""Frames: what stands in the file of a recording, byte by byte.
+
+Layout, integers little-endian:
+    header  8 bytes "ttmemrec", u32 version, u32 0
+    frame   4 bytes mark, u32 payload length, u32 CRC-32 of what follows, u8 kind, 7 bytes 0, u64 taken_ns, payload
+    payload zlib, behind a key frame with the end of its payload as dictionary; varints: new pieces (count, then length
+    and bytes of each), number of the shape's piece, changed slots
+            (count, then gap and piece number of each), then for each device its updated_ns: 0 for none, else 1 + zigzag
+            of the difference to the one before
+"""
 
 from __future__ import annotations
 
-import io
 import json
+import struct
 import zlib
-from pathlib import Path
-from typing import Any, BinaryIO, Protocol
+from dataclasses import dataclass, field
+from typing import Any
 
-from ttmem.errors import CaptureError
+import numpy as np
 
-FIGURES = frozenset(("device_id", "asic_id", "memory", "l1_accounting"))
-"""The members of a device that tell its totals."""
+VERSION = 1
+KEY_FRAME, DELTA_FRAME = 1, 2
+MAX_FRAME_BYTES = 2**28
+MAX_PAYLOAD_BYTES = 2**30
+LIKE_BYTES = 32768
+"""The end of a key frame's payload that the frames after it are compressed like; zlib looks back no further."""
+
+_ENCODER = json.JSONEncoder(separators=(",", ":"))
+HEADER = struct.Struct("<8sII")
+FRAME = struct.Struct("<4sIIB7xQ")
+CHECKED = 12
+"""The checksum covers a frame from this byte on."""
+MARK = b"\xf5TTM"
+UNKNOWN = np.iinfo(np.int64).min
+COLUMN = "cores."
+OBJECT, LIST = 0, 1
+"""The first byte of a piece that is composed of others; the JSON of any other begins with neither."""
+DEPTHS = {"memory": 1, "l1_accounting": 1, "processes": 2}
+"""How deep the members of a device are taken apart."""
+PROGRAM_IDS = "programs.ids"
+KEY_ONLY = ("buffers", "buffers_omitted")
+HELD_BACK = frozenset(("cores", "updated_ns", "programs", *KEY_ONLY))
 
 
-class Frames(Protocol):
-    """Moments in a file."""
-
-    def __len__(self) -> int:
-        """Return how many there are."""
-
-    def frame(self, index: int) -> dict[str, Any]:
-        """Return one as the JSON object of a dump."""
-
-    def figures(self, index: int) -> dict[str, Any]:
-        """Return one with no more of its devices than :data:`FIGURES`, where that is faster."""
-
-    def close(self) -> None:
-        """Close the file."""
+def put_varint(out: bytearray, value: int) -> None:
+    """Append a number that is not negative, seven bits a byte, the lowest first."""
+    while value > 0x7F:
+        out.append(value & 0x7F | 0x80)
+        value >>= 7
+    out.append(value)
 
 
-class DumpFile:
-    """Frames in a file: objects of ``ttmem-dump --json``, one after the other, as they are or one on each line.
+def unpack(packed: bytes, like: bytes) -> bytes:
+    """Return a payload; what claims to be larger than any is refused before it fills the memory."""
+    unpacker = zlib.decompressobj(zdict=like)
+    payload = unpacker.decompress(packed, MAX_PAYLOAD_BYTES)
+    if not unpacker.eof:
+        raise ValueError("the payload is cut off or too large")
+    return payload
 
-    Args:
-        path: plain or gzip.
 
-    Raises:
-        CaptureError: there is no such file, or its first frame is none.
-    """
+class Varints:
+    """Reads what :func:`put_varint` wrote."""
 
-    def __init__(self, path: str) -> None:
-        self._path = path
-        try:
-            data = Path(path)
-            self._file: BinaryIO = data.open("rb")
-            if self._file.read(2) == b"\x1f\x8b":
-                self._file.close()
-                import gzip
+    def __init__(self, data: bytes) -> None:
+        self.data = data
+        self.at = 0
 
-                # A gzip file has no way back, so it is held in memory.
-                with gzip.open(path) as packed:
-                    self._file = io.BytesIO(packed.read())
-        except (OSError, EOFError, zlib.error) as error:
-            raise CaptureError(f"{path}: {getattr(error, 'strerror', None) or error}") from error
-        self._offsets = self._index()
-        try:
-            self.frame(0)
-        except CaptureError:
-            self._file.close()
-            raise
-
-    def _index(self) -> list[tuple[int, int]]:
-        """Return where the frames lie: each line, or each object whose last brace begins a line."""
-        self._file.seek(0)
-        first = self._file.readline()
-        try:
-            json.loads(first)
-            lines = True
-        except ValueError:
-            lines = False
-        found = []
-        self._file.seek(0)
-        at = begin = 0
-        for line in self._file:
-            at += len(line)
-            if line.strip() if lines else line.startswith(b"}"):
-                found.append((begin, at - begin))
-                begin = at
-        if at > begin and not lines:
-            self._file.seek(begin)
-            if not found or self._file.read().strip():
-                found.append((begin, at - begin))
-        found = found or [(0, at)]
-        if len(found) > 1:
-            # A watched dump that was interrupted may leave half a line.
-            self._file.seek(found[-1][0])
-            try:
-                json.loads(self._file.read())
-            except ValueError:
-                found.pop()
-        return found
-
-    def __len__(self) -> int:
-        return len(self._offsets)
-
-    def frame(self, index: int) -> dict[str, Any]:
-        """Return one dump.
+    def next(self) -> int:
+        """Return the next number.
 
         Raises:
-            CaptureError: it is none.
+            IndexError: the data ends within it.
+            ValueError: it has too many bytes.
         """
-        offset, length = self._offsets[index]
-        self._file.seek(offset)
-        where = f"{self._path}: frame {index + 1}"
-        from ttmem.dumps import DumpError, dump_of_text  # so that a live screen needs no parser of captures
+        value = shift = 0
+        while True:
+            byte = self.data[self.at]
+            self.at += 1
+            value |= (byte & 0x7F) << shift
+            if byte < 0x80:
+                return value
+            shift += 7
+            if shift > 70:
+                raise ValueError("a number has too many bytes")
 
-        try:
-            dump = dump_of_text(self._file.read(length), where)
-        except DumpError as error:
-            raise CaptureError(f"{error}; a graph capture is shown by ttmem-replay FILE --dump") from error
-        if not all("device_id" in device and isinstance(device.get("memory"), dict) for device in dump.devices):
-            raise CaptureError(f"{where} is no dump: a device has no device_id or no memory")
-        return dump.to_dict()
+    def take(self, length: int) -> bytes:
+        """Return the next bytes.
 
-    def figures(self, index: int) -> dict[str, Any]:
-        """Return one dump, whole."""
-        return self.frame(index)
-
-    def close(self) -> None:
-        """Close the file."""
-        self._file.close()
-
-
-class RecordingFile:
-    """Frames of a recording of ``python -m ttmem record``.
-
-    Args:
-        path: the file.
-
-    Raises:
-        CaptureError: it holds no moment.
-    """
-
-    def __init__(self, path: str) -> None:
-        from ttmem.recording import open_recording  # so that a dump needs no NumPy
-
-        self._recording = open_recording(path)
-        if not len(self._recording):
-            self._recording.close()
-            raise CaptureError(f"{path}: the recording holds no moment yet")
-
-    def __len__(self) -> int:
-        return len(self._recording)
-
-    def frame(self, index: int) -> dict[str, Any]:
-        """Return one moment."""
-        return self._recording.dump(index).to_dict()
-
-    def figures(self, index: int) -> dict[str, Any]:
-        """Return one moment with no more than :data:`FIGURES` of each device."""
-        return self._recording.dump(index, cores=False, members=FIGURES).to_dict()
-
-    def close(self) -> None:
-        """Close the file."""
-        self._recording.close()
+        Raises:
+            ValueError: there are fewer.
+        """
+        piece = self.data[self.at : self.at + length]
+        if len(piece) != length:
+            raise ValueError("a piece is cut off")
+        self.at += length
+        return piece
 
 
-def open_frames(path: str) -> Frames:
-    """Return the frames of a file; the one place that knows which kinds of file there are.
+def columns_of(cores: Any) -> list[tuple[str, bytes]] | None:
+    """Return the columns of a device's cores, unknown being the lowest int64; None if they are not plain numbers."""
+    if isinstance(cores, np.ndarray):
+        columns = []
+        for name in cores.dtype.names or ():
+            column = np.ascontiguousarray(cores[name])
+            if name not in ("x", "y", "headroom_bytes"):
+                # Snapshot.cores writes -1 for unknown; only headroom can be negative.
+                column = np.where(column == -1, UNKNOWN, column)
+            columns.append((name, column.tobytes()))
+        return columns
+    names = list(cores[0]) if cores else []
+    columns = []
+    for name in names:
+        values = [row.get(name, "") for row in cores]
+        if not all(value is None or (type(value) is int and -(2**62) < value < 2**62) for value in values):
+            return None
+        columns.append((name, np.array([UNKNOWN if v is None else v for v in values], np.int64).tobytes()))
+    return columns if all(len(row) == len(names) for row in cores) else None
 
-    Raises:
-        TtmemError: it cannot be read, or is of no known kind.
-    """
-    from ttmem.dumps import RECORDING_MAGIC
 
-    try:
-        with open(path, "rb") as file:
-            start = file.read(len(RECORDING_MAGIC))
-    except OSError as error:
-        raise CaptureError(f"{path}: {error.strerror}") from error
-    return RecordingFile(path) if start == RECORDING_MAGIC else DumpFile(path)
+def text_of(value: Any) -> bytes:
+    """Return a value as the shortest JSON."""
+    return _ENCODER.encode(value).encode()
+
+
+@dataclass(slots=True)
+class FrameState:
+    """What the frames up to one of them say."""
+
+    index: int = -1
+    pieces: list[bytes] = field(default_factory=list)
+    shape_number: int = -1
+    host: str | None = None
+    shape: list[list[str]] = field(default_factory=list)
+    slots: list[int] = field(default_factory=list)
+    like: bytes = b""
+    updated: list[int] = field(default_factory=list)
+    updated_ns: list[int | None] = field(default_factory=list)
+
+    def value(self, number: int) -> Any:
+        """Return what a piece of JSON says.
+
+        Raises:
+            ValueError: it contradicts itself.
+            IndexError: it names a piece that is not there.
+        """
+        return json.loads(self._joined(number, 0))
+
+    def _joined(self, number: int, depth: int) -> bytes:
+        piece = self.pieces[number]
+        if not piece or piece[0] not in (OBJECT, LIST):
+            return piece
+        if depth > 2:
+            raise ValueError("pieces are composed too deeply")
+        reader = Varints(piece)
+        reader.at = 1
+        parts = []
+        while reader.at < len(piece):
+            parts.append(self._joined(reader.next(), depth + 1))
+        joined = b",".join(parts)
+        return b"{" + joined + b"}" if piece[0] == OBJECT else b"[" + joined + b"]"
+
+    def apply(self, packed: bytes, *, key: bool) -> None:
+        """Take the next frame.
+
+        Args:
+            packed: its payload, compressed.
+            key: whether it is a key frame.
+
+        Raises:
+            ValueError: it contradicts itself.
+            zlib.error: it is not compressed as it should be.
+        """
+        payload = unpack(packed, b"" if key else self.like)
+        reader = Varints(payload)
+        if key:
+            self.like = payload[-LIKE_BYTES:]
+            self.pieces = []
+            self.shape_number = -1
+        for _ in range(reader.next()):
+            self.pieces.append(reader.take(reader.next()))
+        number = reader.next()
+        if number != self.shape_number:
+            self.host, self.shape = json.loads(self.pieces[number])
+            self.shape_number = number
+            self.slots = [-1] * sum(len(names) for names in self.shape)
+            self.updated = [0] * len(self.shape)
+        index = -1
+        for _ in range(reader.next()):
+            index += reader.next() + 1
+            self.slots[index] = reader.next()
+        self.updated_ns = []
+        for device in range(len(self.shape)):
+            value = reader.next()
+            if not value:
+                self.updated_ns.append(None)
+                continue
+            value -= 1
+            self.updated[device] += -((value + 1) >> 1) if value & 1 else value >> 1
+            self.updated_ns.append(self.updated[device])

@@ -274,6 +274,8 @@ class WriterFile:
             block.withdraw()
             block.unmap()
         self._blocks.clear()
+        # A file that is made later starts anew: these places are of the one that goes.
+        self._free.clear()
         if self._header is None:
             return
         self._header.set_state(CLOSED)

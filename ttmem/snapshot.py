@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -109,7 +109,6 @@ class Snapshot:
         self._table: np.ndarray[Any, Any] | None = None
         self._object: Figures | None = None
         self._geometry: dict[str, Any] | None = None
-        self.extra_warnings: list[str] = []
 
     @classmethod
     def of_dict(cls, device: dict[str, Any], *, taken_ns: int | None = None) -> "Snapshot":
@@ -132,6 +131,10 @@ class Snapshot:
         else:
             device.pop("cores", None)
         return device
+
+    def warn(self, texts: Iterable[str]) -> None:
+        """Add to `warnings` what only somebody who sees more than the writers can tell."""
+        self._figures()["warnings"].extend(texts)
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_"):
@@ -179,7 +182,9 @@ class Snapshot:
         return answer
 
     def buffers(self) -> list[dict[str, Any]]:
-        """Return the live buffers that the writers' tables hold, each with its pid."""
+        """Return the live buffers that the writers' tables hold, each with its pid; see :attr:`buffers_omitted`."""
+        if self._given is not None:
+            return list(self._given.get("buffers") or ())
         names = (
             "buffer_id",
             "buffer_type",
@@ -195,6 +200,14 @@ class Snapshot:
             for part in self._live
             for row in part.reading.buffers()
         ]
+
+    @property
+    def buffers_omitted(self) -> int | None:
+        """How many live buffers count in the totals and are not listed; None where no list is known."""
+        if self._given is not None:
+            return None if self._given.get("buffers") is None else self._given.get("buffers_omitted")
+        tables = [part.reading.total(TABLES) for part in self._live]
+        return _sum([None if words is None else words[4] for words in tables])
 
     # How it is put together
 
@@ -354,7 +367,7 @@ class Snapshot:
             "programs": programs,
             "programs_omitted": omitted,
             "processes": [_process(part) for part in self._parts],
-            "warnings": [*geometry["warnings"], *self._warnings(omitted), *self.extra_warnings],
+            "warnings": [*geometry["warnings"], *self._warnings(omitted)],
         }
 
     def _state(self) -> str:

@@ -239,9 +239,11 @@ class _Dump:
             if args.only_html:
                 return ""
         if args.json:
-            from ttmem.snapshot import whole  # so that --help costs nothing
+            from ttmem.dumps import buffers_of  # so that --help costs nothing
+            from ttmem.snapshot import whole
 
-            told = whole(list(devices), taken_ns=now_ns)
+            full = [{**buffers_of(snapshot), **device} for snapshot, device in zip(snapshots, devices, strict=True)]
+            told = whole(full, taken_ns=now_ns)
             if self.host is not None:
                 told["host"] = self.host
             return json.dumps(told, indent=2 if args.watch is None else None) + "\n"

@@ -1,8 +1,7 @@
 """Tell how the L1 of each device is cut up by its buffers, and what sizes its other regions would have needed.
 
 SOURCE is a dump, a recording (whose last moment counts) or a capture (for l1_small_size and trace_region_size only);
-without it the devices of this host are read. Live devices and recordings know each buffer; a plain dump does not, and
-then only the sizes are told.
+without it the devices of this host are read.
 """
 
 from __future__ import annotations

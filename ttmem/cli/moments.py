@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from ttmem.frames import Frames, open_frames
+from ttmem.moments import Frames, open_frames
 from ttmem.snapshot import Snapshot
 
 

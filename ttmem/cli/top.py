@@ -71,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not color:
         os.environ["NO_COLOR"] = "1"
     # Only now, so that --help and mistakes cost nothing.
-    from ttmem.frames import open_frames
+    from ttmem.moments import open_frames
     from ttmem.top.model import Model
     from ttmem.top.source import LiveSource, ReplaySource, Sampler, Source
 

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from typing import Any, Protocol, cast
 
-from ttmem.frames import Frames
+from ttmem.moments import Frames
 from ttmem.top.model import Model, ReadingLike
 
 Keep = Callable[[Any], bool]
