@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from made_devices import n150
 
 from ttmem.views.address import holding_lines, render_map
-from ttmem.views.holders import NAMES_MAX, Holders
+from ttmem.views.holders import NAMES_MAX, PIECES_MAX, Holders
 from ttmem.views.text import Screen
 
 GRID = 4
@@ -87,15 +87,23 @@ def test_many_programs_neither_cut_a_range_to_pieces_nor_fill_the_screen() -> No
     made = device(*(program(f"op{i:03}", cb(105664, 1000 + i)) for i in range(200)))
     held = Holders(made, [])
     told = held.details(0, 0, {"cb_ranges": [(105664, 106863)], "l1_ranges": []})
-    ((_, _, names, total),) = told["cb_ranges"] or []
-    assert (len(names), total) == (NAMES_MAX, 200)
-    assert names[0] == "op199"
+    pieces = told["cb_ranges"] or []
+    assert len(pieces) == PIECES_MAX
+    assert pieces[0][:2] == (105664, 106664)
+    assert (len(pieces[0][2]), pieces[0][3]) == (NAMES_MAX, 200)
+    assert pieces[0][2][0] == "op199"
     text = render_map(made, (0, 0), told, Screen(width=80), holdings=held.on(0, 0))
     assert len(text.splitlines()) < 40
     assert "200 cached programs with CBs here, largest first" in text
     assert "and 189 more" in text
     assert all(len(line) <= 80 for line in text.splitlines())
     assert len(holding_lines(held.on(0, 0), Screen(), limit=5)) == 5
+
+
+def test_programs_that_take_the_same_are_one_line() -> None:
+    rows = [program("norm", cb(105664, 4096), program_id=i, count=2) for i in range(3)]
+    ((one),) = Holders(device(*rows), []).on(1, 1)
+    assert (one.name, one.count, one.size) == ("norm", 6, 4096)
 
 
 rectangles = st.tuples(*[st.integers(0, GRID - 1)] * 4).map(

@@ -12,8 +12,8 @@ from ttmem.cores import parse_core_ranges
 from ttmem.views.notes import get
 from ttmem.views.text import Device
 
-PIECES_MAX = 12
-"""Pieces that a range of CBs is cut into by what lies there; where there would be more, it stays whole."""
+PIECES_MAX = 8
+"""Pieces that a range of CBs is cut into by what lies there; of more, the smallest are joined to a neighbour."""
 NAMES_MAX = 6
 """Names that are told of a piece; how many there are is told too."""
 
@@ -24,21 +24,19 @@ Labelled = tuple[int, int, list[str], int]
 
 @dataclass(frozen=True, slots=True)
 class Holding:
-    """What the CBs of one row of programs take on a core.
+    """What the CBs of programs of one name take on a core; those that take the same are one.
 
     Attributes:
-        name: of the program; with its kind where its CBs are of another one.
-        count: cached programs that are this row.
+        name: of the programs; with its kind where its CBs are of another one.
+        count: how many cached programs take this.
         size: bytes covered.
         ranges: merged, sorted.
-        program_id: of the row.
     """
 
     name: str
     count: int
     size: int
     ranges: tuple[tuple[int, int], ...]
-    program_id: int | None
 
 
 def merged(ranges: Sequence[tuple[int, int]]) -> Ranges:
@@ -98,7 +96,7 @@ class Holders:
         return self._known[key]
 
     def _found(self, here: set[str]) -> list[Holding]:
-        found = []
+        counts: dict[tuple[str, tuple[tuple[int, int], ...]], int] = {}
         for number, ((row, cbs), texts) in enumerate(zip(self._rows, self._where, strict=True)):
             if texts <= here:
                 if number not in self._whole:
@@ -109,7 +107,9 @@ class Holders:
             else:
                 held = _holding(row, [cb for cb in cbs if str(cb.get("core_ranges")) in here])
             if held is not None:
-                found.append(held)
+                key = held.name, held.ranges
+                counts[key] = counts.get(key, 0) + held.count
+        found = [Holding(name, count, _covered(ranges), ranges) for (name, ranges), count in counts.items()]
         return sorted(found, key=lambda held: (-held.size, held.name))
 
     def details(self, x: int, y: int, told: Mapping[str, Any] | None) -> dict[str, list[Labelled] | None]:
@@ -154,8 +154,11 @@ def _holding(row: Mapping[str, Any], cbs: Sequence[Mapping[str, Any]]) -> Holdin
     kinds = {str(cb.get("kind")) for cb in cbs} - {"circular_buffer", "None"}
     name = str(row.get("name") or f"program {row.get('program_id')}")
     name += f" ({', '.join(sorted(kinds)).replace('_', ' ')})" if kinds else ""
-    size = sum(end - begin for begin, end in ranges)
-    return Holding(name, row.get("count") or 1, size, tuple(ranges), row.get("program_id"))
+    return Holding(name, row.get("count") or 1, _covered(ranges), tuple(ranges))
+
+
+def _covered(ranges: Sequence[tuple[int, int]]) -> int:
+    return sum(end - begin for begin, end in ranges)
 
 
 def _placed(cb: Mapping[str, Any]) -> bool:
@@ -175,7 +178,14 @@ def _pieces(holdings: Sequence[Holding], begin: int, end: int) -> list[Labelled]
             here.append((held, inside))
     # Not at every CB: programs are told apart by where their first begins and their last ends.
     ends = {cut for _, inside in here for cut in (inside[0][0], inside[-1][1]) if begin < cut < end}
-    cuts = [begin, *sorted(ends), end] if len(ends) < PIECES_MAX else [begin, end]
+    cuts = [begin, *sorted(ends), end]
+    while len(cuts) > PIECES_MAX + 1:
+        sizes = [last - first for first, last in pairwise(cuts)]
+        smallest = sizes.index(min(sizes))
+        # To the smaller neighbour: large pieces keep their ends.
+        left = sizes[smallest - 1] if smallest else None
+        right = sizes[smallest + 1] if smallest + 1 < len(sizes) else None
+        del cuts[smallest + 1 if left is None or (right is not None and right < left) else smallest]
     found: list[Labelled] = []
     for first, last in pairwise(cuts):
         counts: dict[str, int] = {}
