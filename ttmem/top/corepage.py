@@ -18,6 +18,7 @@ from ttmem.views.text import Line, Piece, Screen, cell_width, clean, pad
 METRICS = {
     "cb_physical": ("cb_physical_bytes", "physical CB"),
     "cb_resident": ("cb_resident_bytes", "resident CB"),
+    "cb_peak": ("cb_peak_bytes", "peak CB"),
     "l1_used": ("l1_used_bytes", "L1 buffers"),
     "headroom": ("headroom_bytes", "headroom"),
     "fragmentation": ("", "fragmentation"),
@@ -226,6 +227,7 @@ def selected_line(shown: Shown, options: CoreOptions, screen: Screen) -> Line:
         ("headroom", core.get("headroom_bytes")),
         ("fragmented", share),
         ("resident", core.get("cb_resident_bytes")),
+        ("peak", core.get("cb_peak_bytes")),
         ("logical", core.get("cb_logical_bytes")),
     )
     for title, value in figures:

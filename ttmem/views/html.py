@@ -24,7 +24,7 @@ from ttmem.views.cores import layout_of
 from ttmem.views.dump import header_parts, used_l1
 from ttmem.views.explanation import explain_figures
 from ttmem.views.holders import Holders
-from ttmem.views.notes import get, notes, peaks_add_up
+from ttmem.views.notes import get, notes, peaks, peaks_add_up
 from ttmem.views.text import Device, clean
 from ttmem.views.timeline import Timeline
 
@@ -38,6 +38,7 @@ CORE_COLUMNS = (
     "l1_used_bytes",
     "l1_lowest_address",
     "headroom_bytes",
+    "cb_peak_bytes",
 )
 """What the page knows of each core, in this order."""
 _BUFFER_COLUMNS = ("buffer_type", "size_bytes", "address", "size_per_bank", "num_cores", "name", "pid")
@@ -138,6 +139,10 @@ def _device(
         "header": header_parts(device, taken_ns),
         "total_l1_bytes": used_l1(device),
         "peaks_add_up": peaks_add_up(device),
+        "peaks": [
+            [peak.title, peak.size, peak.when, None if peak.by is None else clean(peak.by), peak.count, peak.counted]
+            for peak in peaks(device)
+        ],
         "layout": {"size": layout.size, "base": layout.base, "small": layout.small},
         "core_rows": None if cores is None else _rows(cores, CORE_COLUMNS),
         "program_rows": None if programs is None else _rows(programs[:rows_max], _PROGRAM_COLUMNS),
