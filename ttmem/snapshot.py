@@ -5,9 +5,10 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
-from ttmem._reading import BlockReading, core_table
+from ttmem._reading import BlockReading, cbs_of, core_table
 from ttmem.cores import CoreCoord
 from ttmem.model import CB_KINDS
 
@@ -425,7 +426,7 @@ class Snapshot:
                             "cb_region_end": end,
                             "count": count,
                             "pid": part.pid,
-                            "circular_buffers": None if cbs is None else [_circular_buffer(cb) for cb in cbs],
+                            "circular_buffers": None if cbs is None else [dict(cb) for cb in _circular_buffers(cbs)],
                         },
                     )
                 )
@@ -496,6 +497,12 @@ def _merged(lists: list[Any]) -> list[list[int]]:
         else:
             merged.append([begin, end])
     return merged
+
+
+@lru_cache(maxsize=2048)
+def _circular_buffers(packed: bytes) -> list[dict[str, Any]]:
+    """Return the CBs of a program as objects: the same programs come at every reading, and on every chip of a mesh."""
+    return [_circular_buffer(cb) for cb in cbs_of(packed)]
 
 
 def _circular_buffer(cb: tuple[int, int, int, list[tuple[int, int, int, int]]]) -> dict[str, Any]:
