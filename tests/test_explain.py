@@ -11,9 +11,12 @@ import pytest
 import ttmem
 from ttmem.clash import ClashWatch, advice, judge_capture, judge_device, live_buffers
 from ttmem.cli.explain import main
+from ttmem.cli.fit import main as fit_main
 from ttmem.dumps import read_live
 from ttmem.model import BufferType, CircularBuffer, Geometry
 from ttmem.placement import region_ends
+from ttmem.reader import Host
+from ttmem.recording import RecordingWriter, read_host_for_recording
 from ttmem.thrown import parse_thrown
 
 CAPTURES = Path(__file__).parent / "captures"
@@ -417,3 +420,27 @@ def test_live_buffers_leaves_out_what_has_no_place_in_l1():
         {"buffer_type": "L1", "address": 5, "size_bytes": 7, "size_per_bank": 1, "name": "a"},
     ]
     assert [(b.name, b.address, b.size) for b in live_buffers(rows)] == [("a", 5, 7)]
+
+
+# Recordings.
+
+
+def test_a_moment_of_a_recording_is_explained_and_fitted_into_as_the_device_was(capsys, tmp_path):
+    file, host = str(tmp_path / "r.ttmem"), Host()
+    with ttmem.publish(0, **N150) as pub, RecordingWriter(file) as writer:
+        pub.add_program([CircularBuffer(105664, 8192, "{[0-0 - 7-7]}")], name="matmul")
+        writer.write(read_host_for_recording(host))
+        pub.allocate("L1", 64 * 65536, address=110000, size_per_bank=65536, name="left over")
+        live, _ = answer(capsys, code=3)
+        writer.write(read_host_for_recording(host), key=True)
+        assert fit_main(["--cb", "16KiB", "--cores", "0-0:7-7", "--json"]) == 3
+        fitted = json.loads(capsys.readouterr().out)
+    host.close()
+    found, _ = answer(capsys, file, code=3)
+    assert found == live
+    assert found["clashes"][0]["buffers"][0]["name"] == "left over"
+    before, _ = answer(capsys, file, "--at", "0", code=0)
+    assert before["clashes"] == []
+    assert fit_main([file, "--cb", "16KiB", "--cores", "0-0:7-7", "--json"]) == 3
+    assert json.loads(capsys.readouterr().out) == fitted
+    assert fit_main([file, "--cb", "16KiB", "--cores", "0-0:7-7", "--at", "0"]) == 0

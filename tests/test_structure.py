@@ -21,7 +21,7 @@ LAYERS = [
     "tracker ttnn mesh recording diff soak exporter",
     "interpreter export pytest_plugin",
     "replay",
-    "clash",
+    "clash playback",
     "thrown",
     "views",
     "top",

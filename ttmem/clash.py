@@ -13,7 +13,7 @@ from heapq import heappop, heappush
 from typing import Any
 
 from ttmem.capture import CaptureReader
-from ttmem.cores import CoreCoord, CoreRange, CoreRangeSet
+from ttmem.cores import CoreCoord, CoreRange, rectangles_of
 from ttmem.errors import CaptureError, InvalidIntervalError
 from ttmem.interpreter import CaptureInterpreter
 from ttmem.model import DRAM_ALIGNMENT, BufferType, CircularBuffer, Geometry
@@ -521,19 +521,8 @@ def _limits(device: Mapping[str, Any]) -> tuple[int | None, int | None]:
 
 def _ranges_text(cores: Sequence[Mapping[str, Any]]) -> str:
     """Return cores as rectangles, in TT-Metal's spelling."""
-    left = {(core["x"], core["y"]) for core in cores}
-    ranges = []
-    while left:
-        x, y = min(left, key=lambda core: (core[1], core[0]))
-        end_x = x
-        while (end_x + 1, y) in left:
-            end_x += 1
-        end_y = y
-        while all((column, end_y + 1) in left for column in range(x, end_x + 1)):
-            end_y += 1
-        ranges.append(CoreRange((x, y), (end_x, end_y)))
-        left -= {(column, row) for column in range(x, end_x + 1) for row in range(y, end_y + 1)}
-    return str(ranges[0]) if len(ranges) == 1 else str(CoreRangeSet(*ranges))
+    found = rectangles_of((core["x"], core["y"]) for core in cores)
+    return str(found.ranges[0]) if len(found) == 1 else str(found)
 
 
 def live_buffers(rows: Sequence[Mapping[str, Any]]) -> list[LiveBuffer]:

@@ -354,9 +354,9 @@ class Snapshot:
                     "peak_bytes": self._total(CB, 3),
                     **self._peak(CB, "program"),
                 },
-                # A capture tells nothing of kernels.
+                # A capture tells nothing of kernels; a recording tells of them, if only that there were none.
                 "kernel": dict.fromkeys(("used_bytes", "persistent_bytes"))
-                if origin == "replay"
+                if origin == "replay" and not self._total(KERNEL, 2)
                 else {"used_bytes": self._total(KERNEL, 0), "persistent_bytes": self._total(KERNEL, 1)},
             },
             "l1_accounting": self._accounting(cores, size, base, small),
@@ -508,7 +508,7 @@ def _process(part: Part) -> dict[str, Any]:
         "l1_small_bytes": word(L1_SMALL),
         "trace_bytes": word(TRACE),
         "cb_physical_bytes": word(CB),
-        "kernel_bytes": None if part.reading.origin == "replay" else word(KERNEL),
+        "kernel_bytes": None if part.reading.origin == "replay" and not word(KERNEL, 2) else word(KERNEL),
     }
 
 

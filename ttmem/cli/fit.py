@@ -3,7 +3,8 @@
 --cb is TILESxTILE_BYTES[xBUFFERS]: 8x2048x2 holds 8 tiles of 2048 bytes, double buffered, 32768 bytes on each core. A
 plain size such as 64KiB will do, and @CORES behind either puts that one elsewhere. They are placed in the order given,
 as one program. What they may take is --l1, the bytes of each core that CBs and L1 buffers share, or that of a device:
-live (-d N), in a dump, or in a capture, where the moment counts at which its L1 buffers reached lowest.
+live (-d N), in a dump, at a moment of a recording, or in a capture, where the moment counts at which its L1 buffers
+reached lowest.
 """
 
 from __future__ import annotations
@@ -19,11 +20,12 @@ from ttmem.cli import EXIT_CONDITION, EXIT_DONE
 from ttmem.cli.dump import screen_of
 from ttmem.cli.sources import (
     NothingError,
-    UnreadableError,
     UsageError,
+    add_at,
     add_geometry,
     geometry_of,
     live_devices,
+    recorded_moment,
     run,
     select_devices,
     write,
@@ -56,7 +58,7 @@ def build_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("source", nargs="?", metavar="SOURCE", help="a dump or a capture whose device it is")
+    add("source", nargs="?", metavar="SOURCE", help="a dump, a recording or a capture whose device it is")
     add("--cb", action="append", required=True, metavar="CB", help="TILESxTILE_BYTES[xBUFFERS][@CORES] or SIZE[@CORES]")
     add("--cores", metavar="X-Y:X-Y", help="where they lie, corners inclusive; + joins rectangles")
     add("--l1", metavar="SIZE", help="bytes of each core that CBs and L1 buffers share")
@@ -64,6 +66,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("-d", "--device", action="append", metavar="N", help="these devices: ids or 0x asic ids, comma-separated")
     add("--json", action="store_true", help="the answer as JSON")
     add("--no-color", action="store_true", help="plain text; so does NO_COLOR")
+    add_at(parser)
     add_geometry(parser)
     return parser
 
@@ -155,7 +158,8 @@ def _rooms(args: argparse.Namespace, tell: Tell) -> list[Room]:
     if args.source is not None:
         kind = kind_of_file(args.source)
         if kind == "recording":
-            raise UnreadableError(f"{args.source} is a recording: replay it with --hold and ask with -d")
+            devices = select_devices(recorded_moment(args.source, args.at), args.device)
+            return [_of_device(device, given, shared) for device in devices]
         if kind == "capture":
             rooms = _of_capture(args.source, given, shared, tell)
             wanted = {name.strip() for item in args.device or () for name in item.split(",")}

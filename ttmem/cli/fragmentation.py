@@ -1,7 +1,7 @@
 """Tell how the L1 of each device is cut up by its buffers, and what sizes its other regions would have needed.
 
-SOURCE is a dump, a recording (whose last moment counts) or a capture (for l1_small_size and trace_region_size only);
-without it the devices of this host are read.
+SOURCE is a dump, a recording (the last moment with live buffers, or --at) or a capture (for l1_small_size and
+trace_region_size only); without it the devices of this host are read.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 from ttmem.capture import CaptureReader
 from ttmem.cli import EXIT_DONE
 from ttmem.cli.dump import screen_of
-from ttmem.cli.sources import NothingError, live_devices, run, select_devices, write
+from ttmem.cli.sources import add_at, live_devices, recorded_moment, run, select_devices, write
 from ttmem.dumps import Dump, kind_of_file, read_dump
 from ttmem.fragments import (
     Fragments,
@@ -27,7 +27,6 @@ from ttmem.fragments import (
     suggest_of_device,
 )
 from ttmem.interpreter import CaptureInterpreter
-from ttmem.recording import open_recording
 from ttmem.units import format_bytes
 from ttmem.views.text import Screen, wrap
 
@@ -48,6 +47,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("-d", "--device", action="append", metavar="N", help="only these devices: ids or 0x asic ids, comma-separated")
     add("--json", action="store_true", help="the figures as JSON")
     add("--no-color", action="store_true", help="plain text; so does NO_COLOR")
+    add_at(parser)
     return parser
 
 
@@ -71,14 +71,7 @@ def _body(args: argparse.Namespace, tell: Callable[[str], None]) -> int:
         if kind == "dump":
             dump = read_dump(args.source)
         elif kind == "recording":
-            with open_recording(args.source) as recording:
-                if not len(recording):
-                    raise NothingError(f"{args.source} is a recording without any moment in it")
-                index = len(recording) - 1
-                dump = recording[index]
-                while index and not any("buffers" in device for device in dump.devices):
-                    index -= 1
-                    dump = recording[index]
+            dump = recorded_moment(args.source, args.at, buffers=True)
         else:
             dump = live_devices(args.device, tell)
         dump = Dump(select_devices(dump, args.device), dump.taken_ns, dump.host)

@@ -93,6 +93,44 @@ def live_devices(wanted: Sequence[str] | None, tell: Callable[[str], None], *, b
     return Dump(selected, dump.taken_ns, dump.host)
 
 
+def recorded_moment(path: str, at: float | None, *, buffers: bool = False) -> Dump:
+    """Return one moment of a recording.
+
+    Args:
+        path: the recording.
+        at: seconds after its first moment, negative before its last; None is the last.
+        buffers: whether to go back to a moment that holds live buffers, which only key frames do.
+
+    Raises:
+        NothingError: it holds no moment.
+        TtmemError: it is no recording that can be read.
+    """
+    from ttmem.recording import open_recording
+
+    with open_recording(path) as recording:
+        if not len(recording):
+            raise NothingError(f"{path} is a recording without any moment in it")
+        index = len(recording) - 1
+        if at is not None:
+            times = recording.times_ns
+            index = recording.seek(round((times[0] if at >= 0 else times[-1]) + at * 1e9))
+        dump = recording[index]
+        while buffers and index and not any("buffers" in device for device in dump.devices):
+            index -= 1
+            dump = recording[index]
+        return dump
+
+
+def add_at(parser: argparse.ArgumentParser) -> None:
+    """Add the option that chooses a moment of a recording."""
+    parser.add_argument(
+        "--at",
+        type=float,
+        metavar="SEC",
+        help="the moment of a recording: seconds after its first, negative before its last (default the last)",
+    )
+
+
 def piped_stdin() -> bool:
     """Tell whether something stands on stdin that was put there: a file, or a pipe that says something soon."""
     try:
