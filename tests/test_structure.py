@@ -15,7 +15,7 @@ LAYERS = [
     "model region",
     "_core placement _layout",
     "_engine _segment _reading fragments fit",
-    "segment snapshot",
+    "segment snapshot _ledger",
     "reader _publisher",
     "publisher dumps capture _ttnn_hook",
     "tracker ttnn mesh recording diff soak exporter",

@@ -35,6 +35,10 @@ cdef extern from "_layout.h" nogil:
         TTM_SECTION_COUNT
         TTM_T_CB
         TTM_T_DRAM
+        TTM_T_L1
+        TTM_T_SYSTEM
+        TTM_T_L1_SMALL
+        TTM_T_TRACE
         TTM_T_KERNEL
         TTM_T_TABLES
         TTM_LINE_WORDS
@@ -155,3 +159,7 @@ cdef extern from "_atomic.h" nogil:
     void ttm_lock_acquire(ttm_lock *lock)
     void ttm_lock_release(ttm_lock *lock)
     uint64_t ttm_realtime_coarse_ns()
+
+
+cdef extern from "_latch.h" nogil:
+    void ttm_latch_turn(uint64_t *seq, uint64_t value)

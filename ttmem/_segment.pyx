@@ -69,6 +69,7 @@ from ttmem._layout cimport (
     ttm_file_control,
     ttm_file_header,
     ttm_key,
+    ttm_latch_turn,
     ttm_load,
     ttm_section,
     ttm_store,
@@ -461,10 +462,7 @@ cdef class DeviceBlock:
         seq = ttm_load(&self.control.seq)
         cdef int side
         for side in range(2):
-            # release: a reader that sees this number sees the image that it names whole
-            ttm_store_release(&self.control.seq, seq + 1 + side)
-            # ... and one that sees a word written below also sees that the number moved on
-            ttm_fence_release()
+            ttm_latch_turn(&self.control.seq, seq + 1 + side)
             for i in range(self.dirty_count):
                 kind = <uint32_t> (self.dirty[i] >> 32)
                 index = <uint32_t> self.dirty[i]

@@ -7,7 +7,7 @@ import logging
 import os
 from typing import Any, cast
 
-from ttmem import _publisher, segment
+from ttmem import _ledger, _publisher, segment
 from ttmem._publisher import Publisher
 from ttmem.errors import AlreadyPublishedError, InvalidIntervalError
 from ttmem.model import Geometry
@@ -103,11 +103,11 @@ def publish(
     device_id = device_id.__index__()
     if os.environ.get("TTMEM_DISABLE", "0") not in ("", "0"):
         return cast(Publisher, DisabledPublisher(device_id, geometry))
-    if _publisher.canary() == 0:
+    if _ledger.canary() == 0:
         # The first publisher of this process, or of a child that was forked from a publishing one.
         segment.after_fork_in_child()
         _publisher._published.clear()
-        _publisher.new_canary()
+        _ledger.new_canary()
     if device_id in _publisher._published:
         raise AlreadyPublishedError(f"this process publishes device {device_id} already: close that publisher first")
     directory, space = segment.shm_directory(), segment.namespace()

@@ -270,7 +270,7 @@ def _with_regions(devices: list[Snapshot], regions: list[tt_metal.Region], taken
         if ours is None:
             joined.append(Snapshot.of_dict(tt_metal.to_device(region), taken_ns=taken_ns))
         else:
-            ours.extra_warnings.extend(_disagreements(ours, region))
+            ours.warn(_disagreements(ours, region))
     return sorted(joined, key=lambda device: (device.device_id is None, device.device_id or 0))
 
 

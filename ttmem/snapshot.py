@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -109,7 +109,6 @@ class Snapshot:
         self._table: np.ndarray[Any, Any] | None = None
         self._object: Figures | None = None
         self._geometry: dict[str, Any] | None = None
-        self.extra_warnings: list[str] = []
 
     @classmethod
     def of_dict(cls, device: dict[str, Any], *, taken_ns: int | None = None) -> "Snapshot":
@@ -132,6 +131,10 @@ class Snapshot:
         else:
             device.pop("cores", None)
         return device
+
+    def warn(self, texts: Iterable[str]) -> None:
+        """Add to `warnings` what only somebody who sees more than the writers can tell."""
+        self._figures()["warnings"].extend(texts)
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_"):
@@ -364,7 +367,7 @@ class Snapshot:
             "programs": programs,
             "programs_omitted": omitted,
             "processes": [_process(part) for part in self._parts],
-            "warnings": [*geometry["warnings"], *self._warnings(omitted), *self.extra_warnings],
+            "warnings": [*geometry["warnings"], *self._warnings(omitted)],
         }
 
     def _state(self) -> str:

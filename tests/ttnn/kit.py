@@ -104,14 +104,11 @@ class Environment:
     library: Path
     caches: Path
 
-    def run(self, folder: Path, cluster: str, script: str, *arguments: str, slow: bool = False) -> dict[str, object]:
-        """Run a scene on a cluster in its own /dev/shm, and return its answer.
-
-        Raises:
-            AssertionError: it failed or did not answer; the text has its output.
-        """
+    def variables(self, folder: Path, cluster: str, *, slow: bool = False, knows_ttmem: bool = True) -> dict[str, str]:
+        """Return the environment variables of a ttnn process on a cluster, of which the folder gets a description."""
         description = folder / f"{cluster}.yaml"
         description.write_text(descriptor(cluster))
+        paths = [HERE, HERE / "standin", *([self.library] if knows_ttmem else [])]
         environment = {
             **os.environ,
             "TT_METAL_MOCK_CLUSTER_DESC_PATH": str(description),
@@ -120,12 +117,21 @@ class Environment:
             "TT_LOGGER_LEVEL": "error",
             # Otherwise the MPI in ttnn leaves 16 MiB in /dev/shm.
             "OMPI_MCA_btl": "self",
-            "PYTHONPATH": f"{self.library}:{HERE}:{HERE / 'standin'}",
+            "PYTHONPATH": ":".join(map(str, paths)),
         }
         for name in ("TTMEM_SHM_DIR", "TTMEM_DISABLE", "TTMEM_NAMESPACE", "PYTHONWARNINGS"):
             environment.pop(name, None)
         if slow:
             environment["TT_METAL_SLOW_DISPATCH_MODE"] = "1"
+        return environment
+
+    def run(self, folder: Path, cluster: str, script: str, *arguments: str, slow: bool = False) -> dict[str, object]:
+        """Run a scene on a cluster in its own /dev/shm, and return its answer.
+
+        Raises:
+            AssertionError: it failed or did not answer; the text has its output.
+        """
+        environment = self.variables(folder, cluster, slow=slow)
         shell = 'mount -t tmpfs none /dev/shm && exec "$@"'
         command = [
             *namespace_command(),

@@ -33,8 +33,9 @@ def test_the_sum_of_events_equals_tt_metals_region_to_the_byte(
     assert "" not in found["dispatched"], "every dispatch has its operation's name"
 
 
-def test_slow_dispatch_is_followed_like_fast(ttnn: Environment, tmp_path: Path) -> None:
-    found = ttnn.run(tmp_path, "n150", "scenes.py", "figures", "mlp", slow=True)
+@pytest.mark.parametrize("cluster", ["n150", "p150"])
+def test_slow_dispatch_is_followed_like_fast(ttnn: Environment, tmp_path: Path, cluster: str) -> None:
+    found = ttnn.run(tmp_path, cluster, "scenes.py", "figures", "mlp", slow=True)
     assert found["ours"] == found["theirs"]
     assert found["dispatched"]["BinaryNgDeviceOperation"] == 2
 
