@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).parent.parent / "ttmem"
 # From below to above; modules of one line may import each other.
 LAYERS = [
     "errors _version units",
-    "cores pids lockstep frames",
+    "cores pids lockstep frames peaks",
     "model region",
     "_core placement _layout",
     "_engine _segment _reading fragments fit",

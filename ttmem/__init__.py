@@ -16,6 +16,7 @@ from ttmem.errors import (
     UnknownIdError,
 )
 from ttmem.model import BufferType, CircularBuffer
+from ttmem.peaks import Peak, Peaks
 from ttmem.publisher import publish
 from ttmem.reader import Reader, attach, devices
 from ttmem.snapshot import Snapshot
@@ -36,6 +37,8 @@ __all__ = [
     "InvalidIntervalError",
     "L1Tracker",
     "LayoutMismatchError",
+    "Peak",
+    "Peaks",
     "Publisher",
     "Reader",
     "Snapshot",
