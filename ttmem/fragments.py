@@ -1,7 +1,7 @@
-"""Fragments: how L1 is cut up by its buffers, and what size the regions set aside would have needed.
+"""Fragments: how L1 and DRAM are cut up by buffers, and what size the regions set aside would have needed.
 
-Addresses are bytes of one L1 bank, intervals half-open. L1 buffers are allocated in lockstep: a hole is the same on all
-banks.
+Addresses are bytes of one bank, intervals half-open. TT-Metal allocates in lockstep: a hole is the same on all banks, so
+that one bank stands for all.
 """
 
 from __future__ import annotations
@@ -12,10 +12,13 @@ from typing import Any
 
 from ttmem.model import BufferType, CircularBuffer
 
+DRAM_BANK_BYTES = {"grayskull": 2**30, "wormhole_b0": 2**30, "blackhole": 2**32 - 2**24}
+"""The size of a bank of DRAM, as TT-Metal's descriptions of the chips have it."""
+
 
 @dataclass(frozen=True, slots=True)
 class Fragments:
-    """The region of one bank that L1 buffers may take, and what is free in it.
+    """The region of one bank that buffers may take, and what is free in it.
 
     Attributes:
         begin: the first byte of the region.
@@ -85,11 +88,76 @@ def fragments_of(device: Mapping[str, Any]) -> Fragments | None:
     if not grid or rows is None or total is None or base is None or small is None:
         return None
     count = grid["x"] * grid["y"]
-    held = [row for row in rows if row.get("buffer_type") in ("L1", 1)]
+    intervals = _intervals(device, "L1")
+    return None if intervals is None else fragments(intervals, begin=base // count, end=(total - small) // count)
+
+
+def _intervals(device: Mapping[str, Any], buffer_type: str) -> list[tuple[int, int]] | None:
+    """Return where the live buffers of a type lie in each bank; None if that is not known of all of them."""
+    if device.get("buffers") is None or device.get("buffers_omitted"):
+        return None
+    held = [row for row in device["buffers"] if row.get("buffer_type") in (buffer_type, BufferType[buffer_type])]
     if any(row.get("address") is None or row.get("size_per_bank") is None for row in held):
         return None
-    intervals = [(row["address"], row["address"] + row["size_per_bank"]) for row in held]
-    return fragments(intervals, begin=base // count, end=(total - small) // count)
+    return [(row["address"], row["address"] + row["size_per_bank"]) for row in held]
+
+
+@dataclass(frozen=True, slots=True)
+class DramFragments:
+    """One bank of DRAM, as far as it is known.
+
+    Attributes:
+        pieces: what is free between ``pieces.begin`` and ``pieces.end``.
+        num_banks: how many banks there are; None if neither the architecture nor anybody tells.
+        begin_known: False: it begins at the lowest live buffer, as what lies below it is not known.
+        end_known: False: it ends at the highest live buffer, and what is free above is not known.
+    """
+
+    pieces: Fragments
+    num_banks: int | None
+    begin_known: bool
+    end_known: bool
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return it as JSON has it: without its end, the free bytes are those between buffers, and so named."""
+        found = self.pieces.to_dict()
+        if not self.end_known:
+            found.update(dict.fromkeys(("end", "free_bytes", "largest_free_bytes", "fragmentation")))
+            found["free_between_bytes"] = self.pieces.free_bytes
+        return {**found, "num_banks": self.num_banks, "begin_known": self.begin_known, "end_known": self.end_known}
+
+
+def dram_fragments_of(
+    device: Mapping[str, Any], *, num_banks: int | None = None, bank_bytes: int | None = None
+) -> DramFragments | None:
+    """Return how the DRAM of a device is cut up; None where its live buffers are not all known.
+
+    The number of banks follows from the architecture and the size of DRAM. That is the whole of it, or what TT-Metal
+    lets buffers take (``ttmem.ttnn.track`` publishes this): then the rest of a bank lies below, where TT-Metal keeps it.
+
+    Args:
+        device: a device object with ``buffers``.
+        num_banks: told by somebody who knows.
+        bank_bytes: of a whole bank, told by somebody who knows.
+    """
+    intervals = _intervals(device, "DRAM")
+    if intervals is None:
+        return None
+    memory = device.get("memory") or {}
+    total, trace = (memory.get(kind, {}).get("total_bytes") for kind in ("dram", "trace"))
+    arch = str(device.get("arch"))
+    bank = DRAM_BANK_BYTES.get(arch) if bank_bytes is None else bank_bytes
+    if num_banks is None and bank and total:
+        num_banks = -(-total // bank)
+    lowest, highest = min(intervals, default=(0, 0))[0], max((end for _, end in intervals), default=0)
+    if not num_banks or not bank or not total or total % num_banks or total // num_banks > bank:
+        return DramFragments(fragments(intervals, begin=lowest, end=highest), num_banks, False, False)
+    # Traces have a region of their own, at the top.
+    end = bank - (trace or 0) // num_banks
+    usable = total // num_banks
+    if usable == bank:
+        return DramFragments(fragments(intervals, begin=lowest, end=end), num_banks, False, True)
+    return DramFragments(fragments(intervals, begin=end - usable, end=end), num_banks, True, True)
 
 
 @dataclass(slots=True)
