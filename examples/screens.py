@@ -95,8 +95,8 @@ def main() -> None:
         writer = asyncio.run(top(command))
         try:
             from ttmem.reader import read_host
-            from ttmem.views.cores import render_heat_map
             from ttmem.views.dump import render_devices
+            from ttmem.views.heat import render_heat_map
             from ttmem.views.text import Screen
 
             reading = read_host()

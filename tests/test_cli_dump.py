@@ -16,7 +16,8 @@ from typing import Any
 import pytest
 from made_devices import TAKEN_NS, n150, p150, stale, tt_metal
 
-from ttmem.cli.dump import main, screen_of
+from ttmem.cli.dump import main
+from ttmem.cli.screens import screen_of
 from ttmem.units import format_bytes
 
 

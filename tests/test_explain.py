@@ -439,8 +439,10 @@ def test_a_moment_of_a_recording_is_explained_and_fitted_into_as_the_device_was(
     found, _ = answer(capsys, file, code=3)
     assert found == live
     assert found["clashes"][0]["buffers"][0]["name"] == "left over"
-    before, _ = answer(capsys, file, "--at", "0", code=0)
-    assert before["clashes"] == []
+    for moment in ("0", "first", "-3600"):
+        before, _ = answer(capsys, file, f"--at={moment}", code=0)
+        assert before["clashes"] == []
+    assert main([file, "--at", "noon"]) == 2
     assert fit_main([file, "--cb", "16KiB", "--cores", "0-0:7-7", "--json"]) == 3
     assert json.loads(capsys.readouterr().out) == fitted
     assert fit_main([file, "--cb", "16KiB", "--cores", "0-0:7-7", "--at", "0"]) == 0

@@ -10,7 +10,7 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "ttmem"
 # From below to above; modules of one line may import each other.
 LAYERS = [
-    "errors _version units",
+    "errors _version units peer_names",
     "cores pids lockstep frames peaks",
     "model region",
     "_core placement _layout",
@@ -19,7 +19,7 @@ LAYERS = [
     "reader _publisher",
     "publisher dumps capture _ttnn_hook",
     "tracker ttnn mesh recording diff soak exporter",
-    "interpreter export pytest_plugin",
+    "interpreter export pytest_plugin moments",
     "replay",
     "clash playback",
     "thrown",

@@ -19,7 +19,7 @@ import mmap
 import os
 import struct
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -344,12 +344,13 @@ class Recording:
         """Return the index of the last moment that is not after ``taken_ns``, 0 if all are."""
         return max(0, bisect.bisect_right(self.times_ns, taken_ns) - 1)
 
-    def dump(self, index: int, *, cores: bool = True) -> Dump:
+    def dump(self, index: int, *, cores: bool = True, members: Collection[str] | None = None) -> Dump:
         """Return one moment.
 
         Args:
             index: of ``times_ns``; negative counts from the end.
             cores: whether to list the cores, which takes most of the time.
+            members: of the device objects, those that are wanted; None is all.
 
         Raises:
             IndexError: there is no such moment.
@@ -362,7 +363,7 @@ class Recording:
             for number, names in enumerate(state.shape):
                 slots = state.slots[first : first + len(names)]
                 first += len(names)
-                devices.append(self._device(state, number, names, slots, cores))
+                devices.append(self._device(state, number, names, slots, cores, members))
         except (ValueError, LookupError, TypeError, RecursionError) as error:
             raise RecordingError(f"{self.path}: moment {state.index} contradicts itself: {error}") from error
         return Dump(devices, self.times_ns[state.index], state.host)
@@ -420,12 +421,20 @@ class Recording:
         return state
 
     def _device(
-        self, state: FrameState, number: int, names: Sequence[str], slots: Sequence[int], cores: bool
+        self,
+        state: FrameState,
+        number: int,
+        names: Sequence[str],
+        slots: Sequence[int],
+        cores: bool,
+        members: Collection[str] | None,
     ) -> dict[str, Any]:
         device: dict[str, Any] = {}
         columns: dict[str, list[int | None]] = {}
         ids: list[Any] = []
         for name, slot in zip(names, slots, strict=True):
+            if members is not None and name.partition(".")[0] not in members:
+                continue
             piece = state.pieces[slot]
             if name.startswith(COLUMN):
                 if cores:

@@ -17,7 +17,7 @@ from typing import Any
 
 from ttmem.clash import Finding, judge_capture, judge_device, live_buffers
 from ttmem.cli import EXIT_CONDITION, EXIT_DONE
-from ttmem.cli.dump import screen_of
+from ttmem.cli.screens import screen_of
 from ttmem.cli.sources import (
     NothingError,
     UsageError,

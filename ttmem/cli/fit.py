@@ -17,7 +17,7 @@ from typing import Any
 
 from ttmem.clash import judge_capture
 from ttmem.cli import EXIT_CONDITION, EXIT_DONE
-from ttmem.cli.dump import screen_of
+from ttmem.cli.screens import screen_of
 from ttmem.cli.sources import (
     NothingError,
     UsageError,

@@ -15,7 +15,7 @@ from typing import Any
 
 from ttmem.capture import CaptureReader
 from ttmem.cli import EXIT_DONE
-from ttmem.cli.dump import screen_of
+from ttmem.cli.screens import screen_of
 from ttmem.cli.sources import UsageError, add_at, live_devices, recorded_moment, run, select_devices, write
 from ttmem.dumps import Dump, kind_of_file, read_dump
 from ttmem.fragments import (

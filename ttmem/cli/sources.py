@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import select
 import stat
@@ -11,6 +12,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ttmem.cli import EXIT_DONE, EXIT_NOTHING, EXIT_UNREADABLE, EXIT_USAGE
+from ttmem.cli.selection import UsageError as UsageError
+from ttmem.cli.selection import device_filter as device_filter
 from ttmem.dumps import Dump, read_live
 from ttmem.errors import TtmemError
 from ttmem.model import Geometry
@@ -21,38 +24,12 @@ STDIN_WAIT_SECONDS = 5.0
 """How long a pipe on stdin that nobody asked for may stay silent before it is taken for nothing."""
 
 
-class UsageError(Exception):
-    """The command line asks for something that is not possible."""
-
-
 class NothingError(Exception):
     """There was nothing to read."""
 
 
 class UnreadableError(Exception):
     """There were files, and none was readable."""
-
-
-def device_filter(wanted: Sequence[str] | None) -> Callable[[Mapping[str, Any]], bool]:
-    """Return the test for ``-d``: ids or 0x asic ids, comma-separated.
-
-    Raises:
-        UsageError: a name is neither.
-    """
-    ids: set[int] = set()
-    chips: set[int] = set()
-    for name in (part.strip() for text in wanted or () for part in text.split(",")):
-        is_chip = name.lower().startswith("0x")
-        try:
-            (chips if is_chip else ids).add(int(name, 16 if is_chip else 10))
-        except ValueError:
-            raise UsageError(f"argument -d/--device: expected a device id or a 0x asic id, got {name!r}") from None
-
-    def test(device: Mapping[str, Any]) -> bool:
-        chip = device.get("asic_id")
-        return not wanted or device.get("device_id") in ids or (chip is not None and int(str(chip), 0) in chips)
-
-    return test
 
 
 def select_devices(dump: Dump, wanted: Sequence[str] | None) -> list[dict[str, Any]]:
@@ -125,10 +102,22 @@ def add_at(parser: argparse.ArgumentParser) -> None:
     """Add the option that chooses a moment of a recording."""
     parser.add_argument(
         "--at",
-        type=float,
-        metavar="SEC",
-        help="the moment of a recording: seconds after its first, negative before its last (default the last)",
+        type=_moment,
+        metavar="MOMENT",
+        help="of a recording: first, last (default), or seconds after the first, negative before the last",
     )
+
+
+def _moment(text: str) -> float | None:
+    if text in ("first", "last"):
+        return 0.0 if text == "first" else None
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not math.isfinite(seconds):
+        raise argparse.ArgumentTypeError(f"expected first, last or seconds, got {text!r}")
+    return seconds
 
 
 def piped_stdin() -> bool:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from ttmem.units import format_bytes
 from ttmem.views.dump import device_ranges
-from ttmem.views.notes import get
+from ttmem.views.notes import get, peaks_add_up
 from ttmem.views.text import Device, Line, Screen, clean, render, wrap
 
 
@@ -61,6 +61,11 @@ def _explain_total(device: Device) -> list[str]:
     peak, physical = get(device, "memory.cb.peak_bytes"), get(device, "memory.cb.physical_bytes")
     if peak is None or physical is None:
         return []
+    if peaks_add_up(device):
+        return [
+            f"CB peaked at {format_bytes(peak)} at most: that adds up the peaks of several processes, which need not "
+            f"have coincided; now it is {format_bytes(physical)}."
+        ]
     if peak > physical:
         return [
             f"Total L1 rises while a model compiles, as each new program adds its CBs, and falls when programs leave "

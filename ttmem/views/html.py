@@ -10,7 +10,7 @@ import base64
 import hashlib
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -23,8 +23,9 @@ from ttmem.model import BufferType
 from ttmem.views.cores import layout_of
 from ttmem.views.dump import header_parts, used_l1
 from ttmem.views.explanation import explain_figures
-from ttmem.views.notes import get, notes
+from ttmem.views.notes import get, notes, peaks_add_up
 from ttmem.views.text import Device, clean
+from ttmem.views.timeline import Timeline
 
 CORE_COLUMNS = (
     "x",
@@ -42,18 +43,6 @@ _BUFFER_COLUMNS = ("buffer_type", "size_bytes", "address", "size_per_bank", "num
 _PROGRAM_COLUMNS = ("program_id", "name", "num_cores", "cb_bytes_per_core", "cb_region_end", "count", "pid")
 _ROWS_MAX = 8192
 """Programs on the whole page, and buffers: more would make it slow to open and larger than 3 MB."""
-_POINTS_MAX = 8000
-"""Moments of the timeline over all devices."""
-_SERIES: tuple[tuple[str, Callable[[Device], int | None]], ...] = (
-    ("Total L1", used_l1),
-    ("CB", lambda device: get(device, "memory.cb.physical_bytes")),
-    ("CB resident", lambda device: get(device, "memory.cb.resident_bytes")),
-    ("L1 buffers", lambda device: get(device, "memory.l1.used_bytes")),
-    ("L1 Small", lambda device: get(device, "memory.l1_small.used_bytes")),
-    ("Kernels", lambda device: get(device, "memory.kernel.used_bytes")),
-    ("DRAM", lambda device: get(device, "memory.dram.used_bytes")),
-    ("Trace", lambda device: get(device, "memory.trace.used_bytes")),
-)
 
 CoreDetails = Mapping[tuple[int, int], Mapping[str, Any]]
 """What ``Snapshot.core_map`` gives, by core."""
@@ -132,6 +121,7 @@ def _device(
         **page,
         "header": header_parts(device, taken_ns),
         "total_l1_bytes": used_l1(device),
+        "peaks_add_up": peaks_add_up(device),
         "layout": {"size": layout.size, "base": layout.base, "small": layout.small},
         "core_rows": None if cores is None else _rows(cores, CORE_COLUMNS),
         "program_rows": None if programs is None else _rows(programs[:rows_max], _PROGRAM_COLUMNS),
@@ -144,40 +134,6 @@ def _device(
     }
 
 
-def _timeline(dumps: Sequence[Mapping[str, Any]] | None) -> dict[str, Any] | None:
-    """Return the figures over time of each device; where there are too many moments, the highest of each span."""
-    if not dumps:
-        return None
-    found: dict[tuple[Any, Any], tuple[list[int], list[list[int | None]]]] = {}
-    for dump in dumps:
-        for device in dump["devices"]:
-            key = device.get("device_id"), device.get("asic_id")
-            times, series = found.setdefault(key, ([], [[] for _ in _SERIES]))
-            times.append(dump["taken_ns"])
-            for values, (_, figure) in zip(series, _SERIES, strict=True):
-                values.append(figure(device))
-    begin = min(dump["taken_ns"] for dump in dumps)
-    points = max(100, _POINTS_MAX // max(1, len(found)))
-    devices = []
-    for (device_id, asic_id), (times, series) in found.items():
-        step = -(-len(times) // points)
-        spans = range(0, len(times), step)
-        devices.append(
-            {
-                "device_id": device_id,
-                "asic_id": asic_id,
-                # Milliseconds: the nanoseconds of a date are beyond what a script counts exactly.
-                "ms": [round((times[i] - begin) / 1e6, 3) for i in spans],
-                "series": [
-                    [max((v for v in values[i : i + step] if v is not None), default=None) for i in spans]
-                    for values in series
-                ],
-                "step": step,
-            }
-        )
-    return {"names": [name for name, _ in _SERIES], "begin_ns": begin, "devices": devices}
-
-
 def render_html(
     devices: Sequence[Device],
     *,
@@ -185,7 +141,7 @@ def render_html(
     host: str,
     core_details: Sequence[CoreDetails | None] | None = None,
     buffers: Sequence[Sequence[Mapping[str, Any]] | None] | None = None,
-    timeline: Sequence[Mapping[str, Any]] | None = None,
+    timeline: Timeline | None = None,
 ) -> str:
     """Return the page.
 
@@ -195,9 +151,12 @@ def render_html(
         host: the name of the host.
         core_details: for each device what ``Snapshot.core_map`` gives of its cores, for the address maps.
         buffers: for each device what ``Snapshot.buffers`` gives.
-        timeline: objects of ``ttmem-dump --json``, oldest first.
+        timeline: what was before, and maybe after.
     """
     count = max(1, len(devices))
+    over_time = None if timeline is None else timeline.to_dict()
+    if over_time is not None:
+        over_time["shown_ms"] = round((taken_ns - over_time["begin_ns"]) / 1e6, 3)
     rows_max = max(32, _ROWS_MAX // count)
     data = {
         "schema": 1,
@@ -214,7 +173,8 @@ def render_html(
             for i, device in enumerate(devices)
         ],
         "core_columns": CORE_COLUMNS,
-        "timeline": _timeline(timeline),
+        "timeline": over_time,
+        "empty": "No device is published on this host." if over_time is None else "No device is there at this moment.",
     }
     return _template().render(
         data=_script_json(data),

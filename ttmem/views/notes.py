@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from ttmem.units import format_bytes
-from ttmem.views.text import Device
+from ttmem.views.text import Device, Screen
 
 _STATES = {
     "idle": ("No process has this device open.", "no process"),
@@ -21,6 +22,13 @@ _STATES = {
     "unreadable": ("The source cannot be read: its permissions or its content are at fault.", "not readable"),
     "unknown": ("Whether the writer lives cannot be told from here.", "writer cannot be judged"),
 }
+
+
+_SAID = re.compile(
+    r"peaks are sums over \d+ processes|\d+ programs are counted in the totals and not listed"
+    r"|whether processes \[[\d, ]*\] live cannot be told"
+)
+"""Warnings of the JSON that a note says with the figures beside it: once is enough on a screen."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +54,24 @@ def get(device: Device, path: str) -> int | None:
     return value if isinstance(value, int) else None
 
 
+def peaks_add_up(device: Device) -> bool:
+    """Tell whether the peaks are sums over several writers: upper bounds, for they need not have coincided."""
+    return [row.get("state") for row in device.get("processes") or ()].count("live") > 1
+
+
+def peak_text(device: Device, kind: str, screen: Screen) -> str:
+    """Return the peak of a kind of memory as ``peak 17.8 MiB``, with a mark where it is an upper bound.
+
+    Returns:
+        The empty text where it is unknown.
+    """
+    peak = get(device, f"memory.{kind}.peak_bytes")
+    if peak is None:
+        return ""
+    mark = ("\u2264 " if screen.unicode else "<= ") if peak and peaks_add_up(device) else ""
+    return f"peak {mark}{format_bytes(peak)}"
+
+
 def _plural(count: int, word: str, plural: str = "") -> str:
     return f"{count} {word if count == 1 else plural or word + 's'}"
 
@@ -63,7 +89,9 @@ def _state_notes(device: Device) -> list[Note]:
                 "figures may be of two moments",
             )
         )
-    found += [Note("warning", str(text), str(text)) for text in device.get("warnings") or ()]
+    found += [
+        Note("warning", str(text), str(text)) for text in device.get("warnings") or () if not _SAID.match(str(text))
+    ]
     if device.get("origin") == "replay":
         found.append(Note("note", "A replay of a recording, not what hardware holds now.", "replay of a recording"))
     return found
@@ -153,11 +181,11 @@ def _process_notes(device: Device) -> list[Note]:
                 "processes that cannot be judged",
             )
         )
-    if states.count("live") > 1:
+    if peaks_add_up(device):
         found.append(
             Note(
                 "note",
-                f"Peaks add up those of {states.count('live')} processes: an upper bound.",
+                f"Peaks add up those of {states.count('live')} processes, which need not have coincided: upper bounds.",
                 "peaks are upper bounds",
             )
         )
