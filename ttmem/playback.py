@@ -455,7 +455,7 @@ class Playback:
 
     Args:
         path: the recording.
-        publish: makes a publisher from a device id and the fields of a Geometry; ``ttmem.publish``.
+        publish: makes a publisher from a device id, an origin and the fields of a Geometry; ``ttmem.publish``.
         device_id: added to every recorded device id.
         geometry: what the user tells; it stands above what the recording tells.
         speed: how many times faster than recorded; None is as fast as it can.
@@ -558,8 +558,10 @@ class Playback:
         unknown = [kind for kind in _TYPES if (memory.get(kind) or {}).get("used_bytes") is None]
         if unknown:
             self._warn(f"device {number} shows 0 for what the recording does not know: {', '.join(unknown)}")
+        known = (memory.get("kernel") or {}).get("used_bytes") is not None
+        origin = "recording" if known else "replay"
         self._ids[key] = number
-        player = self._players[key] = _Player(self.publish(number, **geometry.known()), geometry)
+        player = self._players[key] = _Player(self.publish(number, origin=origin, **geometry.known()), geometry)
         return player
 
     def _warn(self, text: str) -> None:
