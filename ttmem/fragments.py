@@ -6,12 +6,15 @@ that one bank stands for all.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from ttmem.model import BufferType, CircularBuffer
 
+MARGIN = 0.1
+"""What a suggestion adds to what was needed, unless told."""
 DRAM_BANK_BYTES = {"grayskull": 2**30, "wormhole_b0": 2**30, "blackhole": 2**32 - 2**24}
 """The size of a bank of DRAM, as TT-Metal's descriptions of the chips have it."""
 
@@ -145,10 +148,7 @@ def dram_fragments_of(
         return None
     memory = device.get("memory") or {}
     total, trace = (memory.get(kind, {}).get("total_bytes") for kind in ("dram", "trace"))
-    arch = str(device.get("arch"))
-    bank = DRAM_BANK_BYTES.get(arch) if bank_bytes is None else bank_bytes
-    if num_banks is None and bank and total:
-        num_banks = -(-total // bank)
+    num_banks, bank = _banks(device, num_banks, bank_bytes)
     lowest, highest = min(intervals, default=(0, 0))[0], max((end for _, end in intervals), default=0)
     if not num_banks or not bank or not total or total % num_banks or total // num_banks > bank:
         return DramFragments(fragments(intervals, begin=lowest, end=highest), num_banks, False, False)
@@ -158,6 +158,15 @@ def dram_fragments_of(
     if usable == bank:
         return DramFragments(fragments(intervals, begin=lowest, end=end), num_banks, False, True)
     return DramFragments(fragments(intervals, begin=end - usable, end=end), num_banks, True, True)
+
+
+def _banks(device: Mapping[str, Any], num_banks: int | None, bank_bytes: int | None) -> tuple[int | None, int | None]:
+    """Return the number of DRAM's banks and the bytes of one, as told, else as the architecture has them."""
+    bank = DRAM_BANK_BYTES.get(str(device.get("arch"))) if bank_bytes is None else bank_bytes
+    total = ((device.get("memory") or {}).get("dram") or {}).get("total_bytes")
+    if num_banks is None and bank and total:
+        num_banks = -(-total // bank)
+    return num_banks, bank
 
 
 @dataclass(slots=True)
@@ -236,8 +245,9 @@ class Suggestion:
 
     Attributes:
         option: ``l1_small_size`` or ``trace_region_size``, as opening a device takes it.
-        needed_bytes: the least that what ran would have needed: per bank for L1_SMALL, in all for traces.
-        configured_bytes: what is set aside, None if it is not known.
+        needed_bytes: the least that what ran would have needed: per bank for L1_SMALL; for traces the sum of their
+            buffers, which TT-Metal holds against the option.
+        configured_bytes: what the option was, None if it is not known.
         exact: False where the figure is a lower bound, as a sum over banks was divided.
     """
 
@@ -246,10 +256,23 @@ class Suggestion:
     configured_bytes: int | None
     exact: bool
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return it as JSON has it."""
+    def suggested_bytes(self, margin: float = MARGIN) -> int:
+        """Return what to set the option to: with a margin, and rounded up to what regions are aligned to.
+
+        Args:
+            margin: what to add, as a part of what was needed.
+        """
+        return _aligned(self.needed_bytes + math.ceil(self.needed_bytes * margin))
+
+    def to_dict(self, margin: float = MARGIN) -> dict[str, Any]:
+        """Return it as JSON has it.
+
+        Args:
+            margin: as of :meth:`suggested_bytes`.
+        """
         return {
             "option": self.option,
+            "suggested_bytes": self.suggested_bytes(margin),
             "needed_bytes": self.needed_bytes,
             "configured_bytes": self.configured_bytes,
             "exact": self.exact,
@@ -269,7 +292,10 @@ def suggest_of_device(device: Mapping[str, Any]) -> list[Suggestion]:
             Suggestion("l1_small_size", _aligned(needed), None if total is None else total // count, needed == 0)
         )
     if trace.get("peak_bytes") is not None:
-        found.append(Suggestion("trace_region_size", _aligned(trace["peak_bytes"]), trace.get("total_bytes"), True))
+        banks, total = _banks(device, None, None)[0], trace.get("total_bytes")
+        # TT-Metal sets the option aside in each bank, and holds the sum of all traces against it.
+        configured = total // banks if total is not None and banks else 0 if total == 0 else None
+        found.append(Suggestion("trace_region_size", _aligned(trace["peak_bytes"]), configured, True))
     return found
 
 
@@ -292,19 +318,27 @@ def _aligned(size_bytes: int) -> int:
     return -(-size_bytes // 64) * 64
 
 
-def advice_lines(suggestions: Sequence[Suggestion]) -> list[str]:
-    """Return one sentence for each suggestion."""
+def advice_lines(suggestions: Sequence[Suggestion], margin: float = MARGIN) -> list[str]:
+    """Return one sentence for each suggestion.
+
+    Args:
+        suggestions: what was found.
+        margin: as of :meth:`Suggestion.suggested_bytes`.
+    """
     lines = []
     for s in suggestions:
         unit = "bytes per bank" if s.option == "l1_small_size" else "bytes"
         if s.needed_bytes == 0:
             text = f"{s.option}=0 is enough for what ran"
-        elif s.exact:
-            text = f"{s.option}={s.needed_bytes} is enough for what ran ({unit})"
         else:
-            text = f"{s.option} must be at least {s.needed_bytes} for what ran ({unit})"
+            what = "needed" if s.exact else "at least needed"
+            text = (
+                f"{s.option}={s.suggested_bytes(margin)} is suggested: {s.needed_bytes} {unit} were {what} by what ran"
+            )
+            text += f", and {100 * margin:g} % on top" if margin else ""
         if s.configured_bytes is not None:
             spare = s.configured_bytes - s.needed_bytes
-            text += f"; set aside are {s.configured_bytes}" + (f", {spare} more than needed" if spare > 0 else "")
+            text += f"; it was {s.configured_bytes}"
+            text += f", {spare} more than needed" if spare > 0 else f", {-spare} too few" if spare < 0 else ""
         lines.append(text)
     return lines

@@ -13,23 +13,28 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from ttmem.capture import CaptureReader
 from ttmem.cli import EXIT_DONE
 from ttmem.cli.screens import screen_of
-from ttmem.cli.sources import UsageError, add_at, live_devices, recorded_moment, run, select_devices, write
+from ttmem.cli.sources import (
+    UsageError,
+    add_at,
+    live_devices,
+    recorded_moment,
+    run,
+    select_devices,
+    sizes_of_capture,
+    write,
+)
 from ttmem.dumps import Dump, kind_of_file, read_dump
 from ttmem.fragments import (
     DramFragments,
     Fragments,
-    RegionWatch,
     Suggestion,
     advice_lines,
     dram_fragments_of,
     fragments_of,
-    suggest_of_capture,
     suggest_of_device,
 )
-from ttmem.interpreter import CaptureInterpreter
 from ttmem.units import format_bytes, parse_size
 from ttmem.views.text import Screen, wrap
 
@@ -56,15 +61,6 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _of_capture(path: str) -> dict[int, list[Suggestion]]:
-    watch = RegionWatch()
-    interpreter = CaptureInterpreter(watch)
-    for node in CaptureReader(path).nodes():
-        interpreter.feed(node)
-    interpreter.finish()
-    return suggest_of_capture(watch)
-
-
 def _body(args: argparse.Namespace, tell: Callable[[str], None]) -> int:
     found: list[tuple[Any, Fragments | None, DramFragments | None, list[Suggestion]]] = []
     try:
@@ -75,7 +71,7 @@ def _body(args: argparse.Namespace, tell: Callable[[str], None]) -> int:
         raise UsageError("--dram-banks and --dram-bank-size must be at least 1")
     kind = None if args.source is None else kind_of_file(args.source)
     if kind == "capture":
-        found = [(chip, None, None, sizes) for chip, sizes in _of_capture(args.source).items()]
+        found = [(chip, None, None, sizes) for chip, sizes in sizes_of_capture(args.source).items()]
         if not found:
             tell(f"{args.source} has neither L1_SMALL nor TRACE buffers: 0 is enough for both")
     else:

@@ -16,6 +16,7 @@ from ttmem.cli.selection import UsageError as UsageError
 from ttmem.cli.selection import device_filter as device_filter
 from ttmem.dumps import Dump, read_live
 from ttmem.errors import TtmemError
+from ttmem.fragments import RegionWatch, Suggestion, suggest_of_capture
 from ttmem.model import Geometry
 from ttmem.units import parse_size
 from ttmem.views.text import clean
@@ -96,6 +97,23 @@ def recorded_moment(path: str, at: float | None, *, buffers: bool = False) -> Du
             index -= 1
             dump = recording[index]
         return dump
+
+
+def sizes_of_capture(path: str) -> dict[int, list[Suggestion]]:
+    """Return what a capture says of the sizes of the regions set aside, by chip.
+
+    Raises:
+        CaptureError: it cannot be read.
+    """
+    from ttmem.capture import CaptureReader
+    from ttmem.interpreter import CaptureInterpreter
+
+    watch = RegionWatch()
+    interpreter = CaptureInterpreter(watch)
+    for node in CaptureReader(path).nodes():
+        interpreter.feed(node)
+    interpreter.finish()
+    return suggest_of_capture(watch)
 
 
 def add_at(parser: argparse.ArgumentParser) -> None:
