@@ -219,6 +219,25 @@ def block_offsets(int fd, uint64_t file_bytes, uint64_t header_bytes):
     return found
 
 
+def cbs_of(bytes packed):
+    """Return [(begin, end, kind, [(x, y, last x, last y), ...]), ...] of a program, from what ``programs`` gives of its CBs.
+
+    Apart from the reading: most programs are the same ones at the next, and whoever remembers them need not unpack.
+    """
+    cdef const uint64_t *words = <const uint64_t *> <const char *> packed
+    cdef uint64_t where
+    cdef Py_ssize_t i
+    found = []
+    rectangles = []
+    for i in range(len(packed) // 16):
+        where = words[2 * i + 1]
+        if where >> TTM_CB_FIRST & 1 or i == 0:
+            rectangles = []
+            found.append((words[2 * i] & 0xFFFFFFFFu, words[2 * i] >> 32, where >> TTM_CB_KIND & 15, rectangles))
+        rectangles.append((where & 1023, where >> TTM_CB_Y0 & 1023, where >> TTM_CB_X1 & 1023, where >> TTM_CB_Y1 & 1023))
+    return found
+
+
 cdef class BlockReading:
     """One device's block as one writer published it, taken out of the file.
 
@@ -557,7 +576,8 @@ cdef class BlockReading:
 
     @property
     def origin(self):
-        return "replay" if self.header.origin == 1 else "live"
+        """``live``; ``replay`` of a capture, which tells nothing of kernels; or ``recording``, the replay of one."""
+        return {1: "replay", 2: "recording"}.get(self.header.origin, "live")
 
     def total(self, uint32_t index):
         """Return the words of a record of the totals; None if it is damaged."""
@@ -569,7 +589,7 @@ cdef class BlockReading:
     def programs(self):
         """Return [(program_id, name, cores, bytes per core, region end, count, logical bytes, CBs), ...] as they lie.
 
-        The CBs are [(begin, end, kind, [(x0, y0, x1, y1), ...]), ...]; None where they are not all known.
+        The CBs are packed, for :func:`cbs_of`; None where they are not all known.
         """
         cdef uint32_t i
         cdef uint64_t *row
@@ -586,23 +606,14 @@ cdef class BlockReading:
 
     cdef object program_cbs(self, uint32_t index):
         cdef uint64_t *record
-        cdef uint64_t where
-        cdef uint32_t i, count
+        cdef uint32_t count
         if index >= self.rows[TTM_PROGRAM_CBS] or not self.valid[TTM_PROGRAM_CBS][index]:
             return None
         record = self.line(TTM_PROGRAM_CBS, index)
         count = <uint32_t> record[0]
         if record[0] >> 32 or 2 * <uint64_t> count + 2 > self.section[TTM_PROGRAM_CBS].words:
             return None
-        found = []
-        rectangles = []
-        for i in range(count):
-            where = record[2 + 2 * i]
-            if where >> TTM_CB_FIRST & 1 or i == 0:
-                rectangles = []
-                found.append((record[1 + 2 * i] & 0xFFFFFFFFu, record[1 + 2 * i] >> 32, where >> TTM_CB_KIND & 15, rectangles))
-            rectangles.append((where & 1023, where >> TTM_CB_Y0 & 1023, where >> TTM_CB_X1 & 1023, where >> TTM_CB_Y1 & 1023))
-        return found
+        return (<char *> (record + 1))[:16 * count]
 
     def peak(self, uint32_t total):
         """Return (bytes, ns, id, count, name) of a total's highest value; None if there is none, as in files of layout 1.0."""

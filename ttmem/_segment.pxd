@@ -28,6 +28,7 @@ cdef class DeviceBlock:
     cdef uint64_t updated_ns            # of the last change of a figure; survives a move to another file
 
     cdef uint64_t *record(self, uint32_t kind, uint32_t index) noexcept nogil
+    cdef void add_note(self, uint64_t notes) noexcept nogil
     cdef bint mark(self, uint32_t kind, uint32_t index) noexcept nogil
     cdef bint _populate(self, uint32_t kind, uint32_t index, uint32_t *ready) noexcept nogil
     cdef bint _touch(self, uint64_t offset, uint64_t count) noexcept nogil

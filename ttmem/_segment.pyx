@@ -348,7 +348,7 @@ cdef class DeviceBlock:
         Args:
             device_id: the logical id.
             geometry: a :class:`ttmem.model.Geometry`.
-            origin: 0 for a live process, 1 for a replay.
+            origin: 0 for a live process, 1 for a replay of a capture, 2 for that of a recording.
             now_ns: CLOCK_REALTIME.
         """
         cdef ttm_block_header header
@@ -401,6 +401,9 @@ cdef class DeviceBlock:
 
     def note(self, uint64_t notes):
         """Add to what readers are told of the figures as a whole (``enum ttm_note``)."""
+        self.add_note(notes)
+
+    cdef void add_note(self, uint64_t notes) noexcept nogil:
         self.notes |= notes
         if self.control != NULL:
             ttm_store(&self.control.notes, self.notes)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
-from ttmem._reading import BlockReading, core_table
+from ttmem._reading import BlockReading, cbs_of, core_table
 from ttmem.cores import CoreCoord
 from ttmem.model import CB_KINDS
 
@@ -352,13 +353,13 @@ class Snapshot:
         asic_id = geometry["asic_id"]
         oldest = (self._live or self._parts)[0].reading
         programs, omitted = self._programs()
-        origin = "replay" if all(r.reading.origin == "replay" for r in self._live or self._parts) else "live"
+        origins = {part.reading.origin for part in self._live or self._parts}
         return {
             "device_id": oldest.device_id,
             "asic_id": None if asic_id is None else f"{asic_id:#x}",
             "arch": geometry["arch"],
             "source": "ttmem",
-            "origin": origin,
+            "origin": "live" if "live" in origins else "replay",
             "state": self._state(),
             "grid": None if grid is None else {"x": grid[0], "y": grid[1]},
             "updated_ns": max(updated, default=None),
@@ -377,7 +378,7 @@ class Snapshot:
                 },
                 # A capture tells nothing of kernels.
                 "kernel": dict.fromkeys(("used_bytes", "persistent_bytes"))
-                if origin == "replay"
+                if origins == {"replay"}
                 else {"used_bytes": self._total(KERNEL, 0), "persistent_bytes": self._total(KERNEL, 1)},
             },
             "l1_accounting": self._accounting(cores, size, base, small),
@@ -425,7 +426,7 @@ class Snapshot:
                             "cb_region_end": end,
                             "count": count,
                             "pid": part.pid,
-                            "circular_buffers": None if cbs is None else [_circular_buffer(cb) for cb in cbs],
+                            "circular_buffers": None if cbs is None else [dict(cb) for cb in _circular_buffers(cbs)],
                         },
                     )
                 )
@@ -496,6 +497,12 @@ def _merged(lists: list[Any]) -> list[list[int]]:
         else:
             merged.append([begin, end])
     return merged
+
+
+@lru_cache(maxsize=2048)
+def _circular_buffers(packed: bytes) -> list[dict[str, Any]]:
+    """Return the CBs of a program as objects: the same programs come at every reading, and on every chip of a mesh."""
+    return [_circular_buffer(cb) for cb in cbs_of(packed)]
 
 
 def _circular_buffer(cb: tuple[int, int, int, list[tuple[int, int, int, int]]]) -> dict[str, Any]:
