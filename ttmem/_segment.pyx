@@ -484,7 +484,7 @@ cdef class DeviceBlock:
             return
         self.version += 1
         if now_ns:
-            self.updated_ns = now_ns
+            ttm_store(&self.updated_ns, now_ns)  # read without the lock, too
         if self.dirty_count == 1:
             kind = <uint32_t> (self.dirty[0] >> 32)
             index = <uint32_t> self.dirty[0]
