@@ -15,7 +15,7 @@ LAYERS = [
     "model region",
     "_core _invariants placement _layout",
     "_engine _segment _reading fragments fit",
-    "segment snapshot _ledger _open_file",
+    "segment _core_table _open_file _ledger snapshot",
     "reader _publisher",
     "publisher dumps capture _ttnn_hook _ttnn_feed",
     "tracker ttnn mesh recording diff soak exporter",
