@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import ttmem
-from ttmem._reading import BlockReading, block_offsets, read_header
+from ttmem._reading import BlockReading, block_offsets, cbs_of, read_header
 from ttmem._segment import record_tag, static_check
 from ttmem.errors import TtmemError
 from ttmem.reader import Host
@@ -322,7 +322,7 @@ class Forger:
             rectangles = {word for row in self.rows(start, CBS, 48) for word in row}
             for number, _name, cores, per_core, end, count, logical, buffers in programs:
                 assert (number, count | cores << 32, per_core | end << 32, logical) in known
-                for first, last, *_ in buffers or ():
+                for first, last, *_ in cbs_of(buffers or b""):
                     assert first | last << 32 in rectangles
         peaks = {row[:4] for row in self.rows(start, PEAKS, 4)}
         for index in range(8):

@@ -28,6 +28,7 @@ def n150(device_id: int = 0, **changes: Any) -> dict[str, Any]:
                     "l1_used_bytes": l1,
                     "l1_lowest_address": top - l1,
                     "headroom_bytes": top - l1 - base - cb,
+                    "cb_peak_bytes": cb + 4096,
                 }
             )
     cb = sum(c["cb_physical_bytes"] for c in cores)
@@ -55,7 +56,7 @@ def n150(device_id: int = 0, **changes: Any) -> dict[str, Any]:
                 "logical_bytes": 2 * cb,
                 "resident_bytes": sum(c["cb_resident_bytes"] for c in cores),
                 "peak_bytes": cb + 65536,
-                "peak_at_ns": 1_790_000_000_000_000_000,
+                "peak_at_ns": TAKEN_NS - 12_300_000_000,
                 "peak_by": "softmax",
                 "peak_programs": 31,
             },
@@ -116,7 +117,7 @@ def _memory(used: int, total: int, peak: int) -> dict[str, int | str]:
         "total_bytes": total,
         "free_bytes": total - used,
         "peak_bytes": peak,
-        "peak_at_ns": 1_790_000_000_000_000_000,
+        "peak_at_ns": TAKEN_NS - 12_300_000_000,
         "peak_by": "weights",
         "peak_buffers": 12,
     }
@@ -142,6 +143,7 @@ def p150(device_id: int = 0, **changes: Any) -> dict[str, Any]:
                     "l1_used_bytes": l1,
                     "l1_lowest_address": size - l1,
                     "headroom_bytes": size - l1 - base - cb,
+                    "cb_peak_bytes": cb + 4096,
                 }
             )
     cb = sum(c["cb_physical_bytes"] for c in cores)

@@ -32,6 +32,9 @@ class FakeSnapshot:
     def core_map(self, x: int, y: int) -> dict[str, list[list[int]]]:
         return {"cb_ranges": [[105664, 580800]], "l1_ranges": [[1454080, 1474560]]}
 
+    def buffers(self) -> list[dict[str, Any]]:
+        return []
+
 
 @dataclass
 class FakeReading:

@@ -285,7 +285,7 @@ def test_a_map_names_every_range_and_covers_all_of_l1() -> None:
     assert spans[-1][1] == 1499136
     assert all(a[1] == b[0] for a, b in pairwise(spans))
     assert "ttnn::matmul, ttnn::softmax" in text
-    assert "(overlap)" in text
+    assert "ttnn::matmul, ttnn::softmax + L1 buffer" in text
 
 
 def test_a_map_without_names_tells_which_programs_reach_as_far() -> None:

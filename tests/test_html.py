@@ -8,6 +8,7 @@ import hashlib
 import json
 import random
 import re
+import time
 from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
@@ -323,7 +324,9 @@ def test_the_browser_shows_the_figures_of_the_json(show: Any, make: Any) -> None
             assert format_exact(account[f"{key}_bytes"]) in row, name
 
 
-@pytest.mark.parametrize("metric", ["cb_physical_bytes", "cb_resident_bytes", "l1_used_bytes", "headroom_bytes"])
+@pytest.mark.parametrize(
+    "metric", ["cb_physical_bytes", "cb_resident_bytes", "cb_peak_bytes", "l1_used_bytes", "headroom_bytes"]
+)
 def test_the_heat_map_holds_every_core_of_the_json(show: Any, metric: str) -> None:
     device = n150()
     browser = show(page(device))
@@ -381,6 +384,28 @@ def test_the_address_map_zooms_to_the_gap_and_back(show: Any) -> None:
     assert browser.run(label) != whole
     browser.click('[data-zoom="All"]')
     assert browser.run(label) == whole
+
+
+def test_hovering_a_range_names_the_programs_behind_it_largest_first(show: Any) -> None:
+    device = n150()
+    everywhere = {"core_ranges": "{[0-0 - 7-7]}", "kind": "circular_buffer"}
+    device["programs"] = [
+        {
+            **device["programs"][0],
+            "name": f"op<{i}>",
+            "count": 1,
+            "program_id": i,
+            "circular_buffers": [{"address": 105664, "size": 400_000 + i % 2, **everywhere}],
+        }
+        for i in range(9)
+    ]
+    details = {(0, 0): {"cb_ranges": [[105664, 505665]], "l1_ranges": []}}
+    browser = show(page(device, core_details=[details]), anchor="#device=0&core=0,0")
+    browser.hover('rect.range[data-part="cb"]')
+    said = text_of(browser, "#tip")
+    assert said.index("op<1>") < said.index("op<7>") < said.index("op<0>")
+    assert "and 3 more" in said
+    assert "CB: op<1> and 8 more" in text_of(browser, "#map")
 
 
 def test_an_overlap_is_drawn_where_both_lie(show: Any) -> None:
@@ -502,6 +527,37 @@ def test_shares_read_the_same_as_in_the_terminal(show: Any, used: int) -> None:
     said = text_of(browser, '[data-label="DRAM"] .more')
     assert said.startswith(f"{percent(used, 12 * 1024**3)} of 12.0 GiB")
     assert browser.run("document.querySelectorAll('[data-label=DRAM] .bar i').length") == (1 if used else 0)
+
+
+def test_a_peak_tells_its_moment_and_what_reached_it(published: ttmem.Publisher, show: Any) -> None:
+    before_ns = time.time_ns()
+    program = published.add_program(
+        [ttmem.CircularBuffer(105664, 2**20, ttmem.CoreRange(ttmem.CoreCoord(0, 0), ttmem.CoreCoord(7, 7)))],
+        name="<softmax>",
+    )
+    published.remove_program(program)
+    device = published.snapshot().to_dict()
+    cb = device["memory"]["cb"]
+    assert (cb["peak_by"], cb["peak_programs"]) == ("<softmax>", 2)
+    # The clock is a coarse one.
+    assert before_ns - 50_000_000 <= cb["peak_at_ns"] <= time.time_ns()
+    (said,) = (text for text in explain_figures(device) if text.startswith("CB peaked"))
+    assert f"{format_bytes(cb['peak_bytes'])} when <softmax> came into the cache, at 2" in said
+    assert said.endswith("with 2 programs there.")
+    browser = show(render_html([device], taken_ns=time.time_ns(), host="x"))
+    shown = text_of(browser, "[aria-label='Highest since publish'] tbody tr").split("\t")
+    assert [shown[0], shown[1], shown[3], shown[4]] == ["CB", format_bytes(cb["peak_bytes"]), "<softmax>", "2 programs"]
+    assert shown[2] in said
+    browser.click("[data-metric=cb_peak_bytes]")
+    peaks = {(core["x"], core["y"]): core["cb_peak_bytes"] for core in device["cores"]}
+    assert set(peaks.values()) == {2**20}
+    assert browser.run("document.querySelector('rect.core[data-core=\"7,7\"]').dataset.value") == str(2**20)
+
+
+def test_peaks_whose_moment_is_unknown_are_not_dated() -> None:
+    device = p150()
+    assert "CB" not in [row[0] for row in data_of(page(device))["devices"][0]["peaks"]]
+    assert not any("CB peaked at" in text and "UTC" in text for text in explain_figures(device))
 
 
 def test_the_peaks_of_several_processes_are_marked_as_upper_bounds(show: Any) -> None:

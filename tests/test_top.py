@@ -436,7 +436,7 @@ def test_the_mouse_selects_a_core_a_metric_a_tab_and_a_device() -> None:
         await screens.pilot.click("#body", offset=(4 + 5 * heat.cell + 1, heat.top + 6))
         await screens.pilot.pause()
         assert screens.app.core.selected == (5, 6)
-        begin, _, name = heat.tabs[3]
+        begin, _, name = heat.tabs[4]
         await screens.pilot.click("#body", offset=(begin + 1, corepage.TABS_LINE))
         await screens.pilot.pause()
         assert screens.app.core.metric == name == "headroom"
@@ -447,7 +447,7 @@ def test_the_mouse_selects_a_core_a_metric_a_tab_and_a_device() -> None:
 @pytest.mark.parametrize("size", [(80, 24), (120, 40)])
 def test_the_selected_core_is_marked_without_colour_and_loses_no_digit(size: tuple[int, int]) -> None:
     async def steps(screens: Screens) -> None:
-        await screens.press("2", "m", "m", "m")
+        await screens.press("2", "m", "m", "m", "m")
         core = made.p150()["cores"][0]
         number = short_size(core["headroom_bytes"], 1024)
         line = screens.lines()[screens.app._heat.top]
@@ -460,7 +460,7 @@ def test_without_colour_shades_stand_for_it() -> None:
     async def steps(screens: Screens) -> None:
         await screens.press("2")
         assert "▒464" in screens.body
-        await screens.press("m", "m", "m")
+        await screens.press("m", "m", "m", "m")
         line = screens.lines()[screens.app._heat.top + 4]
         assert "!-151" in line
 

@@ -23,6 +23,7 @@ from ttmem.views.cores import METRICS, grid_of
 from ttmem.views.dump import grid_text, render_devices
 from ttmem.views.explanation import render_explanation
 from ttmem.views.heat import render_heat_map
+from ttmem.views.holders import Holders
 from ttmem.views.tables import render_list, render_processes, render_programs
 from ttmem.views.text import Screen, clean, wrap
 
@@ -186,10 +187,15 @@ def _maps(core: tuple[int, int], snapshots: Sequence[Any], devices: Sequence[Any
     if not any(inside):
         grids = ", ".join(sorted({grid_text(device) for device in devices}))
         raise UsageError(f"argument --map: core {core[0]},{core[1]} is outside the grid ({grids})")
-    return "\n".join(
-        render_map(device, core, snapshot.core_map(*core) if there else None, screen)
-        for snapshot, device, there in zip(snapshots, devices, inside, strict=True)
-    )
+    maps = []
+    for snapshot, device, there in zip(snapshots, devices, inside, strict=True):
+        if not there:
+            maps.append(render_map(device, core, None, screen))
+            continue
+        holders = Holders(device, None if "buffers" in device else snapshot.buffers())
+        details = holders.details(*core, snapshot.core_map(*core))
+        maps.append(render_map(device, core, details, screen, holdings=holders.on(*core)))
+    return "\n".join(maps)
 
 
 class _Dump:

@@ -9,7 +9,7 @@ from typing import Any
 from ttmem.top.model import Shown
 from ttmem.top.overview import state_pieces
 from ttmem.units import NOT_AVAILABLE, format_bytes
-from ttmem.views.address import address_map
+from ttmem.views.address import address_map, holding_lines
 from ttmem.views.cores import CoreLayout, cores_of, grid_of, layout_of
 from ttmem.views.dump import grid_text
 from ttmem.views.heat import RAMP, heat_style, scale_of, shades, short_size, step_of
@@ -18,6 +18,7 @@ from ttmem.views.text import Line, Piece, Screen, cell_width, clean, pad
 METRICS = {
     "cb_physical": ("cb_physical_bytes", "physical CB"),
     "cb_resident": ("cb_resident_bytes", "resident CB"),
+    "cb_peak": ("cb_peak_bytes", "peak CB"),
     "l1_used": ("l1_used_bytes", "L1 buffers"),
     "headroom": ("headroom_bytes", "headroom"),
     "fragmentation": ("", "fragmentation"),
@@ -226,6 +227,7 @@ def selected_line(shown: Shown, options: CoreOptions, screen: Screen) -> Line:
         ("headroom", core.get("headroom_bytes")),
         ("fragmented", share),
         ("resident", core.get("cb_resident_bytes")),
+        ("peak", core.get("cb_peak_bytes")),
         ("logical", core.get("cb_logical_bytes")),
     )
     for title, value in figures:
@@ -244,8 +246,8 @@ def address_lines(shown: Shown, options: CoreOptions, screen: Screen, height: in
     table scrolls.
     """
     x, y = options.selected
-    ranges = shown.core_ranges(x, y)
-    if ranges is None:
+    ranges = shown.holders.details(x, y, shown.snapshot.core_map(x, y))
+    if ranges["cb_ranges"] is None and ranges["l1_ranges"] is None:
         return [[(f"address map {NOT_AVAILABLE}: the source does not tell what lies where on a core", "dim")]]
     made = address_map(shown.full, options.selected, ranges, screen, rows=max(2, min(8, height // 3)))
     if isinstance(made, str):
@@ -258,7 +260,9 @@ def address_lines(shown: Shown, options: CoreOptions, screen: Screen, height: in
     rows = [line for _, line in made.rows]
     if space > len(rows):
         gap: list[Line] = [[("", "")]] if space > len(rows) + 1 else []
-        return [*drawing, *gap, made.head, *rows]
+        lines = [*drawing, *gap, made.head, *rows]
+        programs = holding_lines(shown.holders.on(x, y), screen, limit=height - len(lines) - 1)
+        return [*lines, *([[("", "")], *programs] if programs else [])]
     if options.whole:
         first = max(0, min(options.scroll, len(rows) - (space - 2)))
         shown_rows = rows[first : first + space - 2]
@@ -274,7 +278,8 @@ def address_lines(shown: Shown, options: CoreOptions, screen: Screen, height: in
 
 def table_length(shown: Shown, options: CoreOptions) -> int:
     """Return how many rows the table of the selected core's address map has."""
-    made = address_map(shown.full, options.selected, shown.core_ranges(*options.selected), Screen())
+    told = shown.snapshot.core_map(*options.selected)
+    made = address_map(shown.full, options.selected, shown.holders.details(*options.selected, told), Screen())
     return 0 if isinstance(made, str) else len(made.rows)
 
 

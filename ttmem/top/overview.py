@@ -119,6 +119,7 @@ def _panel(
     device = shown.device
     value, total = get(device, _PATHS[name]), get(device, _TOTALS[name])
     peak = peak_text(device, name, screen) or f"peak {NOT_AVAILABLE}"
+    peak_ns = get(device, f"memory.{name}.peak_at_ns")
     values = shown.history.series[name].window(end_ns, 2 * width, options.group)
     top = total if options.capacity_scale and total else top_of(values)
     share = percent(value, total)
@@ -132,6 +133,11 @@ def _panel(
         (
             text
             for text in (
+                *(
+                    [f"of {format_bytes(total)}, {peak} {format_age(end_ns - peak_ns)} ago"]
+                    if peak_ns is not None
+                    else []
+                ),
                 f"of {format_bytes(total)}, {peak}",
                 f"{peak} /{format_bytes(total)}",
                 peak,

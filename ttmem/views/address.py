@@ -10,25 +10,44 @@ from typing import Any
 from ttmem.units import NOT_AVAILABLE, format_bytes, format_exact
 from ttmem.views.cores import cores_of, grid_of, layout_of
 from ttmem.views.dump import grid_text
-from ttmem.views.text import Device, Line, Piece, Screen, clean, clip, pad, render, titled, wrap
+from ttmem.views.holders import Holding
+from ttmem.views.text import Device, Line, Piece, Screen, cell_width, clean, clip, pad, render, titled, wrap
 
 _RANGES = {"cb_ranges": "CBs", "l1_ranges": "L1 buffers"}
+_PROGRAMS_MOST = 12
+"""Lines of programs below a map."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Range:
-    """A part of L1, [begin, end), and what lies there."""
+    """A part of L1, [begin, end), and what lies there: the largest names, of so many."""
 
     begin: int
     end: int
     part: str
-    name: str
+    what: str
+    names: tuple[str, ...] = ()
+    total: int = 0
+
+    def told(self, width: int) -> str:
+        """Return what lies there with as many names as fit, at least one."""
+        text = self.what
+        for shown in range(min(len(self.names), self.total), 0, -1):
+            more = f" and {self.total - shown} more" if self.total > shown else ""
+            text = f"{self.what}{'' if self.what.endswith(' of') else ':'} {', '.join(self.names[:shown])}{more}"
+            if cell_width(text) <= width:
+                break
+        return text
 
 
-def _some(names: Sequence[object], most: int = 3) -> str:
-    """Return names as a list, the first few of many."""
-    shown = ", ".join(clean(name) for name in names[:most])
-    return shown if len(names) <= most else f"{shown} and {len(names) - most} more"
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """A stretch of a core that is one thing: what it is drawn as, and the ranges behind it."""
+
+    begin: int
+    end: int
+    part: str
+    behind: tuple[_Range, ...]
 
 
 def _ranges(device: Device, details: Mapping[str, Any] | None) -> tuple[list[_Range], int]:
@@ -41,19 +60,22 @@ def _ranges(device: Device, details: Mapping[str, Any] | None) -> tuple[list[_Ra
     ends: dict[int, list[str]] = {}
     for row in device.get("programs") or ():
         name, region_end = row.get("name"), row.get("cb_region_end")
-        if name and region_end is not None and name not in ends.setdefault(region_end, []):
-            ends[region_end].append(name)
+        if name and region_end is not None and row.get("circular_buffers") is None:
+            names = ends.setdefault(region_end, [])
+            if clean(name) not in names:
+                names.append(clean(name))
 
     def add(key: str, part: str, what: str) -> None:
         for item in (details or {}).get(key) or ():
             begin, end, *rest = item
             label = rest[0] if rest else None
             names = [label] if isinstance(label, str) else list(label or ())
-            text = f"{what}: {_some(names)}" if names else what
+            total = rest[1] if len(rest) > 1 else len(names)
+            text = what
             if part == "cb" and not names and end in ends:
                 # Which programs are on this core is not told, but which of the device's reach just as far is.
-                text += f", up to the region end of {_some(ends[end])}"
-            found.append(_Range(int(begin), int(end), part, text))
+                names, total, text = ends[end], len(ends[end]), f"{what}, up to the region end of"
+            found.append(_Range(int(begin), int(end), part, text, tuple(map(clean, names)), total))
 
     add("cb_ranges", "cb", "CB")
     add("l1_ranges", "buffers", "L1 buffer")
@@ -63,24 +85,30 @@ def _ranges(device: Device, details: Mapping[str, Any] | None) -> tuple[list[_Ra
     return sorted(found, key=lambda r: (r.begin, r.end)), max(end, max([r.end for r in found], default=0))
 
 
-def _parts(ranges: Sequence[_Range], end: int) -> list[_Range]:
+def _parts(ranges: Sequence[_Range], end: int) -> list[_Part]:
     """Return [0, end) cut where anything begins or ends; what CBs and buffers both claim is ``overlap``."""
     cuts = sorted({0, end, *(r.begin for r in ranges), *(r.end for r in ranges)})
-    parts: list[_Range] = []
+    parts: list[_Part] = []
     for begin, stop in pairwise(cuts):
-        here = {r.part for r in ranges if r.begin < stop and r.end > begin}
+        behind = tuple(r for r in ranges if r.begin < stop and r.end > begin)
+        here = {r.part for r in behind}
         if {"cb", "buffers"} <= here:
             part = "overlap"
         else:
             part = next((p for p in ("cb", "buffers", "l1_small", "reserved") if p in here), "free")
-        if parts and parts[-1].part == part:
-            parts[-1] = _Range(parts[-1].begin, stop, part, "")
+        last = parts[-1] if parts else None
+        if last is not None and last.part == part and _said(last.behind) == _said(behind):
+            parts[-1] = _Part(last.begin, stop, part, behind)
         else:
-            parts.append(_Range(begin, stop, part, ""))
+            parts.append(_Part(begin, stop, part, behind))
     return parts
 
 
-def _cells(parts: Sequence[_Range], end: int, bytes_per_cell: int) -> list[str]:
+def _said(behind: Sequence[_Range]) -> tuple[tuple[str, tuple[str, ...], int], ...]:
+    return tuple((r.what, r.names, r.total) for r in behind)
+
+
+def _cells(parts: Sequence[_Part], end: int, bytes_per_cell: int) -> list[str]:
     """Return what fills most of each cell; a part that fills most of none still gets the cell of its middle."""
     count = -(-end // bytes_per_cell)
     cells: list[str] = []
@@ -125,8 +153,9 @@ def address_map(
     Args:
         device: the device object.
         core_xy: the core.
-        details: ``cb_ranges`` and ``l1_ranges`` of the core, lists of [begin, end) or of [begin, end, names of the
-            programs or buffers behind them]; a list that is None is not all known.
+        details: ``cb_ranges`` and ``l1_ranges`` of the core, lists of [begin, end), of [begin, end, names of the
+            programs or buffers behind them], or with how many there are as a fourth; a list that is None is not all
+            known. :meth:`ttmem.views.holders.Holders.details` makes them.
         screen: what it is made for.
         rows: the most lines of the drawing.
     """
@@ -169,7 +198,7 @@ def address_map(
         drawing,
         bytes_per_cell,
         [("  " + pad("begin", 10) + pad("end", 10) + pad("size", 11, ">") + "    what", "dim")],
-        _table_rows(parts, ranges, None if missing else layout_of(device).base, screen),
+        _table_rows(parts, None if missing else layout_of(device).base, screen),
         _headroom_lines(core, screen),
     )
 
@@ -191,25 +220,23 @@ def map_lines(
     ]
 
 
-def _name_of(part: _Range, ranges: Sequence[_Range], known: bool) -> str:
-    names: list[str] = []
-    for r in ranges:
-        if r.begin < part.end and r.end > part.begin and r.name not in names:
-            names.append(r.name)
-    if not names:
+def _name_of(part: _Part, known: bool, width: int) -> str:
+    if not part.behind:
         return "free" if known else "nothing known"
-    return " and ".join(names) + (" (overlap)" if part.part == "overlap" else "")
+    # What has no names, as a buffer mostly, leaves its room to what has.
+    plain = sum(cell_width(r.what) + 3 for r in part.behind if not r.names)
+    room = (width - plain) // max(1, sum(bool(r.names) for r in part.behind))
+    return " + ".join(dict.fromkeys(r.told(room) for r in part.behind))
 
 
-def _table_rows(
-    parts: Sequence[_Range], ranges: Sequence[_Range], base: int | None, screen: Screen
-) -> list[tuple[int, Line]]:
+def _table_rows(parts: Sequence[_Part], base: int | None, screen: Screen) -> list[tuple[int, Line]]:
     """Return a row for each part of the core, top of L1 first, and how dispensable it is."""
     widest = max((part.end - part.begin for part in parts if part.part == "free"), default=0)
     cbs_end = max((part.end for part in parts if part.part in ("cb", "overlap")), default=None)
     found: list[tuple[int, Line]] = []
     for part in reversed(parts):
-        name = _name_of(part, ranges, base is not None and part.begin >= base)
+        width = max(8, screen.width - 37)
+        name = _name_of(part, base is not None and part.begin >= base, width)
         rank = {"overlap": 0, "cb": 1, "buffers": 2, "l1_small": 4, "reserved": 5}.get(part.part, 3)
         if part.part == "free" and (part.begin == cbs_end or part.end - part.begin == widest):
             # What headroom tells of, and where the largest buffer would fit.
@@ -218,7 +245,7 @@ def _table_rows(
             (f"  {pad(f'0x{part.begin:06x}', 10)}{pad(f'0x{part.end:06x}', 10)}", "dim"),
             (pad(format_bytes(part.end - part.begin), 11, ">"), ""),
             (f"  {screen.keys[part.part]}", part.part),
-            (f" {clip(name, max(8, screen.width - 37), screen)}", "dim" if part.part == "free" else ""),
+            (f" {clip(name, width, screen)}", "dim" if part.part == "free" else ""),
         ]
         found.append((rank, line))
     return found
@@ -237,6 +264,38 @@ def _headroom_lines(core: Mapping[str, Any] | None, screen: Screen) -> list[Line
     return [[(line, style)] for line in wrap(text, screen, first="  ", rest="    ")]
 
 
-def render_map(device: Device, core_xy: tuple[int, int], details: Mapping[str, Any] | None, screen: Screen) -> str:
-    """Return :func:`map_lines` as text."""
-    return render(map_lines(device, core_xy, details, screen), screen)
+def holding_lines(holdings: Sequence[Holding], screen: Screen, *, limit: int) -> list[Line]:
+    """Return the programs whose CBs lie on a core, largest first, in at most ``limit`` lines; empty without any."""
+    if not holdings or limit < 2:
+        return []
+    count = sum(held.count for held in holdings)
+    lines: list[Line] = [[(f"  {count} cached program{'s' * (count != 1)} with CBs here, largest first", "dim")]]
+    shown = holdings if len(holdings) < limit else holdings[: limit - 2]
+    for held in shown:
+        many = f" ({held.count})" if held.count > 1 else ""
+        name = clip(clean(held.name), max(8, screen.width - 37 - len(many)), screen) + many
+        lines.append(
+            [
+                (f"  {pad(f'0x{held.ranges[0][0]:06x}', 10)}{pad(f'0x{held.ranges[-1][1]:06x}', 10)}", "dim"),
+                (pad(format_bytes(held.size), 11, ">"), ""),
+                (f"  {screen.keys['cb']}", "cb"),
+                (f" {name}", ""),
+            ]
+        )
+    if len(shown) < len(holdings):
+        lines.append([(f"  and {len(holdings) - len(shown)} more", "dim")])
+    return lines
+
+
+def render_map(
+    device: Device,
+    core_xy: tuple[int, int],
+    details: Mapping[str, Any] | None,
+    screen: Screen,
+    *,
+    holdings: Sequence[Holding] = (),
+) -> str:
+    """Return :func:`map_lines` as text, and the largest of the programs that lie there."""
+    lines = map_lines(device, core_xy, details, screen)
+    programs = holding_lines(holdings, screen, limit=_PROGRAMS_MOST + 1)
+    return render([*lines, *([[("", "")]] if programs else []), *programs], screen)

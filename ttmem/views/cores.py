@@ -12,6 +12,7 @@ from ttmem.views.text import Device
 METRICS = {
     "cb_physical": ("cb_physical_bytes", "physical CB of each core"),
     "cb_resident": ("cb_resident_bytes", "resident CB of each core"),
+    "cb_peak": ("cb_peak_bytes", "peak of the physical CB of each core since publish"),
     "cb_logical": ("cb_logical_bytes", "logical CB of each core"),
     "l1_used": ("l1_used_bytes", "L1 buffers of each core"),
     "headroom": ("headroom_bytes", "headroom of each core: lowest L1 buffer (else top) minus CB region end"),

@@ -23,7 +23,8 @@ from ttmem.model import BufferType
 from ttmem.views.cores import layout_of
 from ttmem.views.dump import header_parts, used_l1
 from ttmem.views.explanation import explain_figures
-from ttmem.views.notes import get, notes, peaks_add_up
+from ttmem.views.holders import Holders
+from ttmem.views.notes import get, notes, peaks, peaks_add_up
 from ttmem.views.text import Device, clean
 from ttmem.views.timeline import Timeline
 
@@ -37,6 +38,7 @@ CORE_COLUMNS = (
     "l1_used_bytes",
     "l1_lowest_address",
     "headroom_bytes",
+    "cb_peak_bytes",
 )
 """What the page knows of each core, in this order."""
 _BUFFER_COLUMNS = ("buffer_type", "size_bytes", "address", "size_per_bank", "num_cores", "name", "pid")
@@ -82,27 +84,42 @@ def _named(buffer: Mapping[str, Any]) -> dict[str, Any]:
     return {**buffer, "buffer_type": named}
 
 
-def _maps(details: CoreDetails | None) -> dict[str, Any] | None:
-    """Return the ranges of all cores, equal lists once; most cores of a chip look alike."""
+def _maps(
+    device: Device, details: CoreDetails | None, buffers: Sequence[Mapping[str, Any]] | None
+) -> dict[str, Any] | None:
+    """Return the ranges of all cores and the names behind them; equal lists once, for most cores of a chip look alike.
+
+    A range is [begin, end], or with the numbers of the largest names and how many there are.
+    """
     if details is None:
         return None
+    holders = Holders(device, buffers)
+    names: dict[str, int] = {}
     lists: list[Any] = []
-    index: dict[str, int] = {}
+    index: dict[Any, int] = {}
     cores: dict[str, list[int | None]] = {}
-    for (x, y), ranges in details.items():
+    for (x, y), told in details.items():
         where: list[int | None] = []
-        for key in ("cb_ranges", "l1_ranges"):
-            found = ranges.get(key)
+        for found in holders.details(x, y, told).values():
             if found is None:
                 where.append(None)
                 continue
-            text = json.dumps(found, separators=(",", ":"))
-            if text not in index:
-                index[text] = len(lists)
-                lists.append(json.loads(text))
-            where.append(index[text])
+            key = tuple((begin, end, tuple(held), total) for begin, end, held, total in found)
+            if key not in index:
+                index[key] = len(lists)
+                lists.append(
+                    [
+                        [
+                            begin,
+                            end,
+                            *([[names.setdefault(clean(name), len(names)) for name in held], total] if held else []),
+                        ]
+                        for begin, end, held, total in found
+                    ]
+                )
+            where.append(index[key])
         cores[f"{x},{y}"] = where
-    return {"lists": lists, "cores": cores}
+    return {"lists": lists, "cores": cores, "names": list(names)}
 
 
 def _device(
@@ -115,20 +132,24 @@ def _device(
 ) -> dict[str, Any]:
     layout = layout_of(device)
     programs, cores = device.get("programs"), device.get("cores")
-    page = {key: value for key, value in device.items() if key not in ("cores", "programs", "region")}
+    page = {key: value for key, value in device.items() if key not in ("cores", "programs", "region", "buffers")}
     held = None if buffers is None else sorted(map(_named, buffers), key=lambda row: -(row.get("size_bytes") or 0))
     return {
         **page,
         "header": header_parts(device, taken_ns),
         "total_l1_bytes": used_l1(device),
         "peaks_add_up": peaks_add_up(device),
+        "peaks": [
+            [peak.title, peak.size, peak.when, None if peak.by is None else clean(peak.by), peak.count, peak.counted]
+            for peak in peaks(device)
+        ],
         "layout": {"size": layout.size, "base": layout.base, "small": layout.small},
         "core_rows": None if cores is None else _rows(cores, CORE_COLUMNS),
         "program_rows": None if programs is None else _rows(programs[:rows_max], _PROGRAM_COLUMNS),
         "program_rows_hidden": max(0, len(programs or ()) - rows_max) + (get(device, "programs_omitted") or 0),
         "buffer_rows": None if held is None else _rows(held[:rows_max], _BUFFER_COLUMNS),
         "buffer_rows_hidden": max(0, len(held or ()) - rows_max),
-        "maps": _maps(details),
+        "maps": _maps(device, details, buffers),
         "notes": [[note.kind, clean(note.text)] for note in notes(device)],
         "explain": [clean(text) for text in explain_figures(device)],
     }
