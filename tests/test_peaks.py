@@ -180,3 +180,18 @@ def test_the_command_watches_for_a_while(capsys):
         assert device["memory"]["dram"]["peak_bytes"] == 0
     assert main(["--json"]) == 1
     assert main(["x", "--for", "1"]) == 2
+
+
+def test_a_device_that_came_later_in_a_recording_is_found(capsys, tmp_path):
+    host = Host()
+    with ttmem.publish(0, **N150), RecordingWriter(tmp_path / "r") as writer:
+        writer.write(read_host_for_recording(host))
+        with ttmem.publish(5, **N150) as late:
+            late.deallocate(late.allocate("DRAM", 77, name="short"))
+            writer.write(read_host_for_recording(host))
+    host.close()
+    assert main([str(tmp_path / "r"), "-d", "5", "--json"]) == 0
+    (device,) = json.loads(capsys.readouterr().out)["devices"]
+    assert (device["memory"]["dram"]["peak_bytes"], device["memory"]["dram"]["peak_by"]) == (77, "short")
+    assert main([str(tmp_path / "r"), "-d", "6"]) == 1
+    assert "no moment" in capsys.readouterr().err
