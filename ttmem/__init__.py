@@ -84,6 +84,9 @@ _HOME = {
 
 
 def __getattr__(name: str) -> object:
+    if name == "ttnn":
+        # `ttmem.ttnn.track` is what a user types after `import ttmem`.
+        return __import__("ttmem.ttnn", fromlist=["track"])
     if name not in _HOME:
         raise AttributeError(f"module 'ttmem' has no attribute {name!r}")
     value: object = getattr(__import__(f"ttmem.{_HOME[name]}", fromlist=[name]), name)
