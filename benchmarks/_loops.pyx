@@ -172,7 +172,9 @@ cdef class Engine:
         with nogil:
             begin = bench_now_ns()
             for i in range(count // 2):
+                bench_fence()
                 self.core.dispatch(a)
+                bench_fence()
                 self.core.dispatch(b)
             begin = bench_now_ns() - begin
         return begin

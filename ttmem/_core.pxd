@@ -139,6 +139,7 @@ cdef class Intervals:               # one plane of one device
     cdef uint64_t *hidden           # a mask to work in
     cdef uint16_t *join_table       # [join_size]
     cdef uint32_t join_size
+    cdef uint32_t unverified        # operations since footprints were last verified; debug builds only
 
     cdef void clear_changes(self) noexcept nogil
     cdef Footprint *intern(self, const CbRange *ranges, size_t count) noexcept nogil
@@ -146,21 +147,33 @@ cdef class Intervals:               # one plane of one device
     cdef void release(self, Footprint *footprint) noexcept nogil
     cdef int add(self, Footprint *footprint) noexcept nogil
     cdef void remove(self, Footprint *footprint) noexcept nogil
-    cdef void dispatch(self, Footprint *footprint) noexcept nogil
+    cdef inline void dispatch(self, Footprint *footprint) noexcept nogil:
+        # Here, so that the same program again is a comparison in the caller and not a call.
+        if footprint != self.last:
+            self.dispatch_other(footprint)
+
+    cdef void dispatch_other(self, Footprint *footprint) noexcept nogil
     cdef Footprint *peak_of(self, Footprint **items, size_t count) noexcept nogil
     cdef void fill_resident(self, uint32_t *out) noexcept nogil
-    cdef uint64_t class_physical(self, uint32_t slot) noexcept nogil
-    cdef uint64_t class_logical(self, uint32_t slot) noexcept nogil
+    cdef inline uint64_t class_physical(self, uint32_t slot) noexcept nogil:
+        return self.classes[slot].physical if self.classes[slot] != NULL else 0
+
+    cdef inline uint64_t class_logical(self, uint32_t slot) noexcept nogil:
+        return self.classes[slot].logical if self.classes[slot] != NULL else 0
+
     cdef uint32_t class_region_end(self, uint32_t slot) noexcept nogil
     cdef uint32_t class_lowest(self, uint32_t slot) noexcept nogil
     cdef uint32_t class_ranges(self, uint32_t slot, uint64_t *out, uint32_t maximum) noexcept nogil
     cdef uint64_t memory_bytes(self) noexcept nogil
     # The highest physical bytes of a core since the beginning are the larger of its floor and the peak of its class.
-    cdef uint64_t class_peak(self, uint32_t slot) noexcept nogil
+    cdef inline uint64_t class_peak(self, uint32_t slot) noexcept nogil:
+        return self.classes[slot].peak if self.classes[slot] != NULL else 0
+
     cdef void fill_core_peaks(self, uint32_t *out) noexcept nogil
     cdef void reset_peaks(self) noexcept nogil
 
     cdef CoreSet *intern_cores(self, const uint64_t *mask) noexcept nogil
+    cdef void let_go(self, Footprint *footprint) noexcept nogil
     cdef void release_cores(self, CoreSet *cores) noexcept nogil
     cdef Footprint *intern_simple(self, CoreSet *cores, uint64_t *ranges, size_t count) noexcept nogil
     cdef Footprint *intern_composite(self, uint64_t *parts, size_t count) noexcept nogil
@@ -180,6 +193,7 @@ cdef class Intervals:               # one plane of one device
     cdef void leave(self, CoreSet *cores) noexcept nogil
     cdef void account(self, CoreSet *cores, uint64_t bytes_each) noexcept nogil
     cdef void assign(self, CoreClass *group, uint32_t slot) noexcept nogil
+    cdef void fetch(self, Footprint *footprint) noexcept nogil
     cdef void withdraw(self, Footprint *footprint, uint32_t slots_done, uint32_t ranges_done) noexcept nogil
     cdef uint64_t bytes_shown(self, uint32_t layer) noexcept nogil
     cdef void paint(self, const Footprint *footprint, const uint64_t *where, uint32_t *out) noexcept nogil

@@ -10,7 +10,7 @@ How it is built:
   - Cores that are in the same live core sets form a class and share one cover tree (`_cover.h`).
   - What the last dispatches left is a list of layers, each with the cores it still holds.
 
-Invariants, true between any two calls:
+Invariants, true between any two calls; debug builds verify them after each (`_invariants.pxd`):
   1. Equal lists of CBs have one Footprint: parts are in the order of their addresses, ranges ascending.
   2. `live` of a simple footprint = programs that have it + live composites made of it. Its ranges are once in the
      cover of every class inside its core set exactly while live > 0, however many programs have it.
@@ -35,10 +35,13 @@ from libc.stdint cimport UINT32_MAX, int64_t, uint8_t, uint16_t, uint32_t, uint6
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcmp, memcpy, memset
 
+from ttmem._invariants cimport verify
+
 from ttmem.errors import InvalidIntervalError
 
 
 cdef extern from "_store.h" nogil:
+    bint TTM_DEBUG_BUILD
     ctypedef struct ttm_item:
         void *cores
         uint64_t range
@@ -62,7 +65,8 @@ cdef extern from "_cover.h" nogil:
     void ttm_pool_trim(ttm_pool *pool)
     int ttm_cover_init(ttm_pool *pool, ttm_cover *cover)
     int ttm_cover_copy(ttm_pool *pool, ttm_cover *copy, const ttm_cover *source)
-    void ttm_cover_prefetch_ranges(const ttm_cover *cover, const uint64_t *ranges, uint32_t count)
+    void ttm_cover_prefetch_page(const ttm_cover *cover, uint32_t at)
+    void ttm_cover_prefetch_kib(const ttm_cover *cover, uint32_t at)
     void ttm_cover_free(ttm_pool *pool, ttm_cover *cover)
     int64_t ttm_cover_update(ttm_pool *pool, ttm_cover *cover, uint32_t begin, uint32_t end, int step)
     uint32_t ttm_cover_ranges(const ttm_pool *pool, const ttm_cover *cover, uint64_t *out, uint32_t maximum)
@@ -178,7 +182,7 @@ cdef class Intervals:
         for i in range(self.layer_count):
             # Peaks stand in no table; whoever else held one has let go of it, since holders keep this object.
             if self.layers[i].shape & PEAK:
-                self.release(self.layers[i])
+                self.let_go(self.layers[i])
         if self.classes != NULL:
             for i in range(self.num_cores):
                 if self.classes[i] != NULL:
@@ -217,6 +221,8 @@ cdef class Intervals:
         self.changed_count = 0
         self.map_changed = False
         self.peaks_changed = False
+        if TTM_DEBUG_BUILD:
+            verify(self, b"clear_changes")
 
     cdef inline void mark(self, uint32_t slot, uint8_t flag) noexcept nogil:
         if self.change_flags[slot] == 0:
@@ -438,7 +444,7 @@ cdef class Intervals:
                     footprint.region_end = max(footprint.region_end, simple.region_end)
                 self.enter(footprint, hash)
         for part in range(count):
-            self.release(<Footprint *><uintptr_t>parts[2 * part])
+            self.let_go(<Footprint *><uintptr_t>parts[2 * part])
         return footprint
 
     cdef size_t cut_atoms(self, const uint64_t *parts, size_t count, uint64_t *atoms) noexcept nogil:
@@ -543,7 +549,7 @@ cdef class Intervals:
                 if footprint == NULL or logical > UINT32_MAX:
                     good = False
                     if footprint != NULL:
-                        self.release(footprint)
+                        self.let_go(footprint)
                     break
                 if first == 0 and at == n and logical == covered:
                     break
@@ -556,18 +562,27 @@ cdef class Intervals:
                 footprint = self.intern_composite(parts, part_count)
             elif not good:
                 for at in range(part_count):
-                    self.release(<Footprint *><uintptr_t>parts[2 * at])
+                    self.let_go(<Footprint *><uintptr_t>parts[2 * at])
         for at in range(n):
             self.release_cores(<CoreSet *>items[at].cores)
         if items != few:
             free(items)
             free(merged)
+        if TTM_DEBUG_BUILD:
+            verify(self, b"intern")
         return footprint if good else NULL
 
     cdef void retain(self, Footprint *footprint) noexcept nogil:
         footprint.refs += 1
+        if TTM_DEBUG_BUILD:
+            verify(self, b"retain")
 
     cdef void release(self, Footprint *footprint) noexcept nogil:
+        self.let_go(footprint)
+        if TTM_DEBUG_BUILD:
+            verify(self, b"release")
+
+    cdef void let_go(self, Footprint *footprint) noexcept nogil:
         cdef void **link
         cdef size_t part
         footprint.refs -= 1
@@ -584,7 +599,7 @@ cdef class Intervals:
             self.release_cores(footprint.cores)
         else:
             for part in range(size_of(footprint)):
-                self.release(<Footprint *><uintptr_t>tail(footprint)[2 * part])
+                self.let_go(<Footprint *><uintptr_t>tail(footprint)[2 * part])
         ttm_free(&self.pool.heap, footprint)
         if self.footprints.size > MIN_BUCKETS and self.footprints.count * 8 < self.footprints.size:
             self.resize_footprints(self.footprints.size // 2)
@@ -763,12 +778,10 @@ cdef class Intervals:
             self.list_slots(cores)
         cores.live += 1
         slots = set_slots(cores, self.mask_words)
+        self.fetch(footprint)
         for i in range(cores.num_slots):
             group = self.classes[slots[i]]
             grown = 0
-            # Covers of many classes do not stay in the cache: their lines are fetched while this one is worked on.
-            if i + 1 < cores.num_slots:
-                ttm_cover_prefetch_ranges(&self.classes[slots[i + 1]].cover, ranges, min(count, <uint32_t>AHEAD))
             for r in range(count):
                 begin = <uint32_t>ranges[r]
                 end = <uint32_t>(ranges[r] >> 32)
@@ -783,6 +796,25 @@ cdef class Intervals:
             self.mark(slots[i], 2 if grown else 1)
         return 0
 
+    cdef void fetch(self, Footprint *footprint) noexcept nogil:
+        """Ask for the memory of the covers that a simple footprint will be put in: many of them do not stay in the cache."""
+        cdef uint64_t *ranges = tail(footprint)
+        cdef uint16_t *slots = set_slots(footprint.cores, self.mask_words)
+        cdef uint32_t i, r, count = min(footprint.shape, <uint32_t>AHEAD), classes = footprint.cores.num_slots
+        cdef ttm_cover *cover
+        if classes < 2:
+            return
+        for i in range(classes):
+            cover = &self.classes[slots[i]].cover
+            for r in range(count):
+                ttm_cover_prefetch_page(cover, <uint32_t>ranges[r])
+                ttm_cover_prefetch_page(cover, <uint32_t>(ranges[r] >> 32))
+        for i in range(classes):
+            cover = &self.classes[slots[i]].cover
+            for r in range(count):
+                ttm_cover_prefetch_kib(cover, <uint32_t>ranges[r])
+                ttm_cover_prefetch_kib(cover, <uint32_t>(ranges[r] >> 32))
+
     cdef void withdraw(self, Footprint *footprint, uint32_t slots_done, uint32_t ranges_done) noexcept nogil:
         """Take a simple footprint from its first classes, and its first ranges from the one that comes next."""
         cdef CoreSet *cores = footprint.cores
@@ -791,12 +823,10 @@ cdef class Intervals:
         cdef uint32_t i, r
         cdef int64_t change, grown
         cdef uint16_t *slots = set_slots(cores, self.mask_words)
+        self.fetch(footprint)
         for i in range(slots_done + (1 if ranges_done else 0)):
             group = self.classes[slots[i]]
             grown = 0
-            if i + 1 < slots_done:
-                ttm_cover_prefetch_ranges(&self.classes[slots[i + 1]].cover, ranges,
-                                          min(footprint.shape, <uint32_t>AHEAD))
             for r in range(footprint.shape if i < slots_done else ranges_done):
                 change = ttm_cover_update(&self.pool, &group.cover, <uint32_t>ranges[r],
                                           <uint32_t>(ranges[r] >> 32), -1)
@@ -838,6 +868,8 @@ cdef class Intervals:
             return -1
         if footprint.cores != NULL:
             if footprint.live == 0 and self.start(footprint) < 0:
+                if TTM_DEBUG_BUILD:
+                    verify(self, b"an addition without memory")
                 return -1
             if footprint.shape:
                 self.account(footprint.cores, footprint.bytes_per_core)
@@ -853,6 +885,8 @@ cdef class Intervals:
                             simple.live -= 1
                             if simple.live == 0:
                                 self.stop(simple)
+                        if TTM_DEBUG_BUILD:
+                            verify(self, b"an addition without memory")
                         return -1
                     simple.live += 1
             for part in range(parts):
@@ -862,6 +896,8 @@ cdef class Intervals:
         footprint.live += 1
         footprint.refs += 1
         self.logical += footprint.logical
+        if TTM_DEBUG_BUILD:
+            verify(self, b"add")
         return 0
 
     cdef void remove(self, Footprint *footprint) noexcept nogil:
@@ -887,23 +923,25 @@ cdef class Intervals:
                     simple.live -= 1
                     if simple.live == 0:
                         self.stop(simple)
-        self.release(footprint)
+        self.let_go(footprint)
+        if TTM_DEBUG_BUILD:
+            verify(self, b"remove")
 
     # Residency.
 
-    cdef void dispatch(self, Footprint *footprint) noexcept nogil:
+    cdef void dispatch_other(self, Footprint *footprint) noexcept nogil:
         cdef uint32_t words = self.mask_words, layer = 0, i
         cdef const uint64_t *mask
         cdef uint64_t *shown
         cdef uint64_t left
-        if footprint == self.last or footprint.num_cores == 0:
+        if footprint.num_cores == 0:
             return
         footprint.refs += 1
         self.last = footprint
         if footprint.num_cores == self.num_cores:
             while self.layer_count:
                 self.layer_count -= 1
-                self.release(self.layers[self.layer_count])
+                self.let_go(self.layers[self.layer_count])
             self.resident = footprint.resident
             memcpy(self.visible, self.full_mask, words * sizeof(uint64_t))
         else:
@@ -921,13 +959,15 @@ cdef class Intervals:
                     layer += 1
                     continue
                 self.layer_count -= 1
-                self.release(self.layers[layer])
+                self.let_go(self.layers[layer])
                 self.layers[layer] = self.layers[self.layer_count]
                 memcpy(shown, self.visible + <size_t>self.layer_count * words, words * sizeof(uint64_t))
             self.resident += footprint.resident
             memcpy(self.visible + <size_t>self.layer_count * words, mask, words * sizeof(uint64_t))
         self.layers[self.layer_count] = footprint
         self.layer_count += 1
+        if TTM_DEBUG_BUILD:
+            verify(self, b"dispatch")
 
     cdef void fill_resident(self, uint32_t *out) noexcept nogil:
         cdef uint32_t layer
@@ -992,15 +1032,11 @@ cdef class Intervals:
                 peak.logical = peak.resident
         free(peaks)
         free(scratch)
+        if TTM_DEBUG_BUILD:
+            verify(self, b"peak_of")
         return peak
 
     # Queries.
-
-    cdef uint64_t class_physical(self, uint32_t slot) noexcept nogil:
-        return self.classes[slot].physical if self.classes[slot] != NULL else 0
-
-    cdef uint64_t class_logical(self, uint32_t slot) noexcept nogil:
-        return self.classes[slot].logical if self.classes[slot] != NULL else 0
 
     cdef uint32_t class_region_end(self, uint32_t slot) noexcept nogil:
         return ttm_cover_end(&self.pool, &self.classes[slot].cover) if self.classes[slot] != NULL else 0
@@ -1013,9 +1049,6 @@ cdef class Intervals:
             return 0
         return ttm_cover_ranges(&self.pool, &self.classes[slot].cover, out, maximum)
 
-    cdef uint64_t class_peak(self, uint32_t slot) noexcept nogil:
-        return self.classes[slot].peak if self.classes[slot] != NULL else 0
-
     cdef void fill_core_peaks(self, uint32_t *out) noexcept nogil:
         memcpy(out, self.core_peaks, self.num_cores * sizeof(uint32_t))
 
@@ -1027,6 +1060,8 @@ cdef class Intervals:
                 self.classes[slot].peak = self.classes[slot].physical
                 self.mark(slot, 1)
         self.peaks_changed = True
+        if TTM_DEBUG_BUILD:
+            verify(self, b"reset_peaks")
 
     cdef uint64_t memory_bytes(self) noexcept nogil:
         return self.pool.heap.bytes

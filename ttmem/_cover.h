@@ -20,13 +20,6 @@
 
 enum { TTM_CELL_SHIFT = 4, TTM_KIB_SHIFT = 10, TTM_PAGE_SHIFT = 16 };
 
-/* gcc 12 vectorizes the loops over eight counters, where the time goes, at -O3 only. */
-#if defined(__GNUC__) && !defined(__clang__) && !defined(TTM_DEBUG)
-#define TTM_VECTORIZED __attribute__((optimize("O3")))
-#else
-#define TTM_VECTORIZED
-#endif
-
 typedef struct {
     uint32_t cover[16];
     uint32_t refs;
@@ -75,6 +68,7 @@ typedef struct {
     ttm_heap heap;
     ttm_spare *spare[TTM_NODE_KINDS];
     uint32_t spares[TTM_NODE_KINDS];
+    uint32_t used[TTM_NODE_KINDS]; /* nodes in covers */
     uint32_t pages; /* entries at the top of each cover */
     uint64_t work;  /* nodes and classes touched since the beginning; scaling guards read it */
 } ttm_pool;
@@ -119,14 +113,17 @@ static inline void *ttm_pool_take(ttm_pool *pool, int kind) {
     node = pool->spare[kind];
     pool->spare[kind] = node->next;
     pool->spares[kind]--;
+    pool->used[kind]++;
     node->next = NULL;
     return node;
 }
 
-/* Take back a node that is all zero. */
+/* Take back a node that is all zero. No more are kept than are in use: a round of programs that come and go then asks
+ * for no memory, and a device that empties gives it back. */
 static inline void ttm_pool_give(ttm_pool *pool, int kind, void *block) {
     ttm_spare *node = (ttm_spare *)block;
-    if (pool->spares[kind] >= TTM_SPARE_NODES) {
+    pool->used[kind]--;
+    if (pool->spares[kind] >= TTM_SPARE_NODES + pool->used[kind]) {
         ttm_free(&pool->heap, block);
         return;
     }
@@ -160,26 +157,47 @@ static inline int ttm_cover_init(ttm_pool *pool, ttm_cover *cover) {
 /* Each of the functions below changes the counts by one, up (step 1) or down (step -1), in [begin, end) relative to its
  * node, and returns by how many bytes the covered ones of that node grow. */
 
-/* One step over the entries [begin, end) of eight. All eight are computed and masked: that is two vectors and no branch
- * that depends on the range, where a loop over the entries costs a misprediction or two. */
-#define TTM_EIGHT(name, sum_type, size) \
-    TTM_VECTORIZED static inline int32_t name(uint32_t *cover, const sum_type *sum, int32_t begin, int32_t end, \
-                                              int32_t step) { \
-        int32_t change = 0, i; \
-        for (i = 0; i < 8; ++i) { \
-            int32_t inside = -(i >= begin) & -(i < end), bare = (size) - (int32_t)sum[i]; \
-            int32_t before = (int32_t)cover[i], after = before + (inside & step); \
-            cover[i] = (uint32_t)after; \
-            change += bare & (-(before == 0) & -(after != 0)); \
-            change -= bare & (-(before != 0) & -(after == 0)); \
-        } \
-        return change; \
+/* Four counters at once, and what four sums are read as. */
+typedef int32_t ttm_four __attribute__((vector_size(16)));
+typedef uint8_t ttm_four_bytes __attribute__((vector_size(4)));
+typedef uint16_t ttm_four_shorts __attribute__((vector_size(8)));
+
+/* One step over the entries [begin, end) of eight; `sum` is what each has covered below it, of `size` bytes. All eight
+ * are computed and masked: that is a few vectors and no branch that depends on the range, where a loop over the entries
+ * costs a misprediction or two. Where much is covered, nothing changes, and the sums are not even read. */
+#define TTM_EIGHT(name, sum_type, four_sums, size) \
+    static inline int32_t name(uint32_t *cover, const sum_type *sum, int32_t begin, int32_t end, int32_t step) { \
+        const ttm_four first = {0, 1, 2, 3}, second = {4, 5, 6, 7}; \
+        ttm_four in_low = (first >= begin) & (first < end), in_high = (second >= begin) & (second < end); \
+        ttm_four low, high, bare_low, bare_high, both; \
+        int32_t emptying = step >> 31; \
+        uint64_t any[2]; \
+        four_sums sums; \
+        memcpy(&low, cover, sizeof low); \
+        memcpy(&high, cover + 4, sizeof high); \
+        /* 0 before an addition, 1 before a removal. */ \
+        bare_low = ((low + emptying) == 0) & in_low; \
+        bare_high = ((high + emptying) == 0) & in_high; \
+        low += in_low & step; \
+        high += in_high & step; \
+        memcpy(cover, &low, sizeof low); \
+        memcpy(cover + 4, &high, sizeof high); \
+        both = bare_low | bare_high; \
+        memcpy(any, &both, sizeof any); \
+        if (!(any[0] | any[1])) return 0; \
+        memcpy(&sums, sum, sizeof sums); \
+        both = bare_low & ((size) - __builtin_convertvector(sums, ttm_four)); \
+        memcpy(&sums, sum + 4, sizeof sums); \
+        both += bare_high & ((size) - __builtin_convertvector(sums, ttm_four)); \
+        memcpy(any, &both, sizeof any); \
+        any[0] += any[1]; /* the halves stay below 2^31, so that nothing is carried between them */ \
+        return ((int32_t)(any[0] >> 32) + (int32_t)any[0]) * step; \
     }
 
-TTM_EIGHT(ttm_kib_eight, uint8_t, 16)
-TTM_EIGHT(ttm_kib_blocks, uint8_t, 128)
-TTM_EIGHT(ttm_page_eight, uint16_t, 1024)
-TTM_EIGHT(ttm_page_blocks, uint16_t, 8192)
+TTM_EIGHT(ttm_kib_eight, uint8_t, ttm_four_bytes, 16)
+TTM_EIGHT(ttm_kib_blocks, uint8_t, ttm_four_bytes, 128)
+TTM_EIGHT(ttm_page_eight, uint16_t, ttm_four_shorts, 1024)
+TTM_EIGHT(ttm_page_blocks, uint16_t, ttm_four_shorts, 8192)
 
 static inline int32_t ttm_cell_update(ttm_cell *cell, uint32_t begin, uint32_t end, int step) {
     int32_t change = 0;
@@ -220,6 +238,7 @@ static inline int32_t ttm_kib_partial(ttm_pool *pool, ttm_kib *kib, uint32_t i, 
 
 static inline int32_t ttm_kib_block(ttm_kib *kib, uint32_t b, uint32_t begin, uint32_t end, int step) {
     int32_t change = ttm_kib_eight(kib->cover + 8 * b, kib->sum + 8 * b, (int32_t)begin, (int32_t)end, step);
+    if (!change) return 0;
     kib->block_sum[b] = (uint8_t)(kib->block_sum[b] + change);
     return kib->block[b] ? 0 : change;
 }
@@ -259,11 +278,12 @@ static inline int32_t ttm_page_partial(ttm_pool *pool, ttm_page *page, uint32_t 
     pool->work++;
     if (!kib) kib = page->kib[i] = (ttm_kib *)ttm_pool_take(pool, TTM_KIB_NODE);
     change = ttm_kib_update(pool, kib, begin, end, step);
-    page->sum[i] = (uint16_t)(page->sum[i] + change);
     if (!kib->refs) {
         page->kib[i] = NULL;
         ttm_pool_give(pool, TTM_KIB_NODE, kib);
     }
+    if (!change) return 0;
+    page->sum[i] = (uint16_t)(page->sum[i] + change);
     if (page->cover[i]) return 0;
     page->block_sum[i >> 3] = (uint16_t)(page->block_sum[i >> 3] + change);
     return page->block[i >> 3] ? 0 : change;
@@ -271,6 +291,7 @@ static inline int32_t ttm_page_partial(ttm_pool *pool, ttm_page *page, uint32_t 
 
 static inline int32_t ttm_page_block(ttm_page *page, uint32_t b, uint32_t begin, uint32_t end, int step) {
     int32_t change = ttm_page_eight(page->cover + 8 * b, page->sum + 8 * b, (int32_t)begin, (int32_t)end, step);
+    if (!change) return 0;
     page->block_sum[b] = (uint16_t)(page->block_sum[b] + change);
     return page->block[b] ? 0 : change;
 }
@@ -310,11 +331,12 @@ static inline int32_t ttm_cover_partial(ttm_pool *pool, ttm_cover *cover, uint32
     pool->work++;
     if (!page) page = cover->page[i] = (ttm_page *)ttm_pool_take(pool, TTM_PAGE_NODE);
     change = ttm_page_update(pool, page, begin, end, step);
-    cover->sum[i] += (uint32_t)change;
     if (!page->refs) {
         cover->page[i] = NULL;
         ttm_pool_give(pool, TTM_PAGE_NODE, page);
     }
+    if (!change) return 0;
+    cover->sum[i] += (uint32_t)change;
     return cover->cover[i] ? 0 : change;
 }
 
@@ -339,44 +361,50 @@ static inline int64_t ttm_cover_update(ttm_pool *pool, ttm_cover *cover, uint32_
     return change;
 }
 
-/* Ask for the memory that an update at one of its ends will need, without waiting for it. */
-static inline void ttm_cover_prefetch(const ttm_cover *cover, uint32_t at) {
+/* Ask for the memory that an update at one of its ends will need, without waiting for it: first for that of the page,
+ * and when it is there, for that of the kib. */
+static inline void ttm_cover_prefetch_page(const ttm_cover *cover, uint32_t at) {
     const ttm_page *page;
-    const ttm_kib *kib;
     if (!(at & 0xffff)) return;
     page = cover->page[at >> TTM_PAGE_SHIFT];
     if (!page) return;
     __builtin_prefetch(page, 1);
     __builtin_prefetch(&page->cover[(at >> 10) & 56], 1);
-    __builtin_prefetch(&page->sum[(at >> 10) & 63], 1);
+    __builtin_prefetch(&page->kib[(at >> 10) & 63], 1);
+}
+
+static inline void ttm_cover_prefetch_kib(const ttm_cover *cover, uint32_t at) {
+    const ttm_page *page;
+    const ttm_kib *kib;
     if (!(at & 0x3ff)) return;
+    page = cover->page[at >> TTM_PAGE_SHIFT];
+    if (!page) return;
     kib = page->kib[(at >> 10) & 63];
     if (!kib) return;
     __builtin_prefetch(kib, 1);
+    __builtin_prefetch(&kib->refs, 1);
     __builtin_prefetch(&kib->cover[(at >> 4) & 56], 1);
-    __builtin_prefetch(&kib->sum[(at >> 4) & 63], 1);
     if (at & 15) __builtin_prefetch(&kib->cells[(at >> 7) & 7], 1);
 }
 
-static inline void ttm_cover_prefetch_ranges(const ttm_cover *cover, const uint64_t *ranges, uint32_t count) {
-    uint32_t i;
-    for (i = 0; i < count; ++i) {
-        ttm_cover_prefetch(cover, (uint32_t)ranges[i]);
-        ttm_cover_prefetch(cover, (uint32_t)(ranges[i] >> 32));
-    }
+static inline void ttm_node_free(ttm_pool *pool, int kind, void *node) {
+    if (node) pool->used[kind]--;
+    ttm_free(&pool->heap, node);
 }
 
 static inline void ttm_kib_free(ttm_pool *pool, ttm_kib *kib) {
     int i;
-    for (i = 0; i < 64; ++i) if (kib->cells[i >> 3]) ttm_free(&pool->heap, kib->cells[i >> 3]->cell[i & 7]);
-    for (i = 0; i < 8; ++i) ttm_free(&pool->heap, kib->cells[i]);
-    ttm_free(&pool->heap, kib);
+    for (i = 0; i < 64; ++i) {
+        if (kib->cells[i >> 3]) ttm_node_free(pool, TTM_CELL_NODE, kib->cells[i >> 3]->cell[i & 7]);
+    }
+    for (i = 0; i < 8; ++i) ttm_node_free(pool, TTM_CELLS_NODE, kib->cells[i]);
+    ttm_node_free(pool, TTM_KIB_NODE, kib);
 }
 
 static inline void ttm_page_free(ttm_pool *pool, ttm_page *page) {
     int i;
     for (i = 0; i < 64; ++i) if (page->kib[i]) ttm_kib_free(pool, page->kib[i]);
-    ttm_free(&pool->heap, page);
+    ttm_node_free(pool, TTM_PAGE_NODE, page);
 }
 
 static inline void ttm_cover_free(ttm_pool *pool, ttm_cover *cover) {
@@ -387,15 +415,16 @@ static inline void ttm_cover_free(ttm_pool *pool, ttm_cover *cover) {
     cover->page = NULL;
 }
 
-static inline void *ttm_copy(ttm_pool *pool, const void *source, size_t size) {
-    void *copy = ttm_alloc(&pool->heap, size);
+static inline void *ttm_node_copy(ttm_pool *pool, int kind, const void *source) {
+    void *copy = ttm_alloc(&pool->heap, ttm_node_size(kind));
     pool->work++;
-    if (copy) memcpy(copy, source, size);
-    return copy;
+    if (!copy) return NULL;
+    pool->used[kind]++;
+    return memcpy(copy, source, ttm_node_size(kind));
 }
 
 static inline ttm_kib *ttm_kib_copy(ttm_pool *pool, const ttm_kib *source) {
-    ttm_kib *copy = (ttm_kib *)ttm_copy(pool, source, sizeof *source);
+    ttm_kib *copy = (ttm_kib *)ttm_node_copy(pool, TTM_KIB_NODE, source);
     const ttm_cell *cell;
     int i;
     if (!copy) return NULL;
@@ -406,9 +435,12 @@ static inline ttm_kib *ttm_kib_copy(ttm_pool *pool, const ttm_kib *source) {
             i += 7;
             continue;
         }
-        if (!*cells) *cells = (ttm_cells *)ttm_alloc_zeroed(&pool->heap, sizeof **cells);
+        if (!*cells) {
+            *cells = (ttm_cells *)ttm_node_copy(pool, TTM_CELLS_NODE, source->cells[i >> 3]);
+            if (*cells) memset(*cells, 0, sizeof **cells);
+        }
         cell = source->cells[i >> 3]->cell[i & 7];
-        if (*cells && cell) (*cells)->cell[i & 7] = (ttm_cell *)ttm_copy(pool, cell, sizeof *cell);
+        if (*cells && cell) (*cells)->cell[i & 7] = (ttm_cell *)ttm_node_copy(pool, TTM_CELL_NODE, cell);
         if (!*cells || (cell && !(*cells)->cell[i & 7])) {
             ttm_kib_free(pool, copy);
             return NULL;
@@ -418,7 +450,7 @@ static inline ttm_kib *ttm_kib_copy(ttm_pool *pool, const ttm_kib *source) {
 }
 
 static inline ttm_page *ttm_page_copy(ttm_pool *pool, const ttm_page *source) {
-    ttm_page *copy = (ttm_page *)ttm_copy(pool, source, sizeof *source);
+    ttm_page *copy = (ttm_page *)ttm_node_copy(pool, TTM_PAGE_NODE, source);
     int i;
     if (!copy) return NULL;
     memset(copy->kib, 0, sizeof copy->kib);
@@ -594,6 +626,100 @@ static inline uint32_t ttm_cover_lowest(const ttm_pool *pool, const ttm_cover *c
     cell = kib->cells[j >> 3]->cell[j & 7];
     while (!cell->cover[b]) ++b;
     return base + b;
+}
+
+/* The self-check: what is wrong with a cover, NULL if nothing is. Everything is counted anew from the bytes upward. */
+
+static inline const char *ttm_kib_fault(const ttm_kib *kib, uint32_t *covered) {
+    uint32_t i, b, in_block = 0;
+    *covered = 0;
+    if (!kib->refs) return "a kib of a cover outlives its ranges";
+    for (i = 0; i < 64; ++i) {
+        const ttm_cells *cells = kib->cells[i >> 3];
+        const ttm_cell *cell = cells ? cells->cell[i & 7] : NULL;
+        uint32_t bytes = 0;
+        if (cell && !cell->refs) return "a cell of a cover outlives its ranges";
+        for (b = 0; cell && b < 16; ++b) bytes += cell->cover[b] != 0;
+        if (bytes != kib->sum[i]) return "a cell of a cover has other bytes than its kib says";
+        in_block += kib->cover[i] ? 16 : bytes;
+        if ((i & 7) != 7) continue;
+        if (in_block != kib->block_sum[i >> 3]) return "a block of a kib has other bytes than it says";
+        *covered += kib->block[i >> 3] ? 128 : in_block;
+        in_block = 0;
+    }
+    return NULL;
+}
+
+static inline const char *ttm_page_fault(const ttm_page *page, uint32_t *covered) {
+    uint32_t i, in_block = 0;
+    *covered = 0;
+    if (!page->refs) return "a page of a cover outlives its ranges";
+    for (i = 0; i < 64; ++i) {
+        uint32_t bytes = 0;
+        const char *fault = page->kib[i] ? ttm_kib_fault(page->kib[i], &bytes) : NULL;
+        if (fault) return fault;
+        if (bytes != page->sum[i]) return "a kib of a cover has other bytes than its page says";
+        in_block += page->cover[i] ? 1024 : bytes;
+        if ((i & 7) != 7) continue;
+        if (in_block != page->block_sum[i >> 3]) return "a block of a page has other bytes than it says";
+        *covered += page->block[i >> 3] ? 8192 : in_block;
+        in_block = 0;
+    }
+    return NULL;
+}
+
+/* Whether two nodes, or two missing ones, have the same counts. */
+static inline int ttm_kib_same(const ttm_kib *a, const ttm_kib *b) {
+    int i;
+    if (!a || !b) return a == b;
+    if (a->refs != b->refs || memcmp(a->cover, b->cover, sizeof a->cover)) return 0;
+    if (memcmp(a->block, b->block, sizeof a->block)) return 0;
+    for (i = 0; i < 64; ++i) {
+        const ttm_cell *x = a->cells[i >> 3] ? a->cells[i >> 3]->cell[i & 7] : NULL;
+        const ttm_cell *y = b->cells[i >> 3] ? b->cells[i >> 3]->cell[i & 7] : NULL;
+        if (x && y ? memcmp(x, y, sizeof *x) : x != y) return 0;
+    }
+    return 1;
+}
+
+static inline int ttm_page_same(const ttm_page *a, const ttm_page *b) {
+    int i;
+    if (!a || !b) return a == b;
+    if (a->refs != b->refs || memcmp(a->cover, b->cover, sizeof a->cover)) return 0;
+    if (memcmp(a->block, b->block, sizeof a->block)) return 0;
+    for (i = 0; i < 64; ++i) {
+        if (!ttm_kib_same(a->kib[i], b->kib[i])) return 0;
+    }
+    return 1;
+}
+
+/* What is wrong with a cover that should hold these ranges, in any order; NULL if nothing is. */
+static inline const char *ttm_cover_fault(const ttm_pool *pool, const ttm_cover *cover, const uint64_t *ranges,
+                                          size_t count) {
+    ttm_pool own;
+    ttm_cover anew;
+    const char *fault = NULL;
+    uint32_t i;
+    size_t r;
+    for (i = 0; i < pool->pages; ++i) {
+        uint32_t bytes = 0;
+        fault = cover->page[i] ? ttm_page_fault(cover->page[i], &bytes) : NULL;
+        if (fault) return fault;
+        if (bytes != cover->sum[i]) return "a page of a cover has other bytes than the top says";
+    }
+    memset(&own, 0, sizeof own);
+    own.pages = pool->pages;
+    own.heap.allowed = -1;
+    if (ttm_cover_init(&own, &anew)) return NULL;
+    for (r = 0; r < count; ++r) ttm_cover_update(&own, &anew, (uint32_t)ranges[r], (uint32_t)(ranges[r] >> 32), 1);
+    for (i = 0; i < pool->pages && !fault; ++i) {
+        if (cover->cover[i] != anew.cover[i] || !ttm_page_same(cover->page[i], anew.page[i])) {
+            fault = "the cover of a class does not count what its programs add up to (2)";
+        }
+    }
+    ttm_cover_free(&own, &anew);
+    ttm_pool_trim(&own);
+    return fault;
 }
 
 #endif

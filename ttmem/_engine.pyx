@@ -41,7 +41,7 @@ cdef extern from "_store.h" nogil:
 
 
 DEBUG = bool(TTM_DEBUG_BUILD)
-"""Whether the self-check runs after every operation."""
+"""Whether the self-check in C runs after every operation."""
 
 
 # no_gc_clear: a collector that breaks a cycle must not take the engine away before the footprint is released.
@@ -206,8 +206,6 @@ cdef class IntervalEngine:
         if status == 0:
             self.added[key] = self.added.get(key, 0) + 1
         ttm_lock_release(&self.lock)
-        if DEBUG:
-            check(self.core)
         if status < 0:
             raise MemoryError()
 
@@ -230,8 +228,6 @@ cdef class IntervalEngine:
         ttm_lock_release(&self.lock)
         if not count:
             raise UnknownIdError("no program with this footprint is there to be removed")
-        if DEBUG:
-            check(self.core)
 
     def dispatch(self, prepared):
         """Make this footprint resident on the cores that it covers."""
@@ -239,8 +235,6 @@ cdef class IntervalEngine:
         ttm_lock_acquire(&self.lock)
         self.core.dispatch(footprint)
         ttm_lock_release(&self.lock)
-        if DEBUG:
-            check(self.core)
 
     @property
     def width(self):
@@ -287,24 +281,24 @@ cdef class IntervalEngine:
         """Nodes and classes touched since the beginning: a measure of work that does not depend on the machine."""
         return self.core.pool.work
 
-    cdef uint32_t slot_of(self, object core) except? 0xFFFFFFFF:
-        if not 0 <= core < self.core.num_cores:
+    cdef inline uint32_t slot_of(self, Py_ssize_t core) except? 0xFFFFFFFF:
+        if core < 0 or core >= <Py_ssize_t>self.core.num_cores:
             raise InvalidIntervalError(f"core index {core} is outside a grid of {self.core.num_cores} cores")
-        return self.core.class_of_core[<uint32_t>core]
+        return self.core.class_of_core[core]
 
-    def core_physical(self, core):
+    def core_physical(self, Py_ssize_t core):
         """Return the bytes of core ``y * width + x`` that at least one program covers."""
-        return self.core.class_physical(self.slot_of(core))
+        return <long>self.core.class_physical(self.slot_of(core))
 
-    def core_logical(self, core):
+    def core_logical(self, Py_ssize_t core):
         """Return the sizes of all programs' ranges on a core."""
         return self.core.class_logical(self.slot_of(core))
 
-    def core_region_end(self, core):
+    def core_region_end(self, Py_ssize_t core):
         """Return one past the highest covered byte of a core, 0 if none is covered."""
         return self.core.class_region_end(self.slot_of(core))
 
-    def core_lowest(self, core):
+    def core_lowest(self, Py_ssize_t core):
         """Return the lowest covered byte of a core, None if none is covered."""
         lowest = self.core.class_lowest(self.slot_of(core))
         return None if lowest == UINT32_MAX else lowest
@@ -331,10 +325,8 @@ cdef class IntervalEngine:
         ttm_lock_acquire(&self.lock)
         self.core.reset_peaks()
         ttm_lock_release(&self.lock)
-        if DEBUG:
-            check(self.core)
 
-    def core_resident(self, core):
+    def core_resident(self, Py_ssize_t core):
         """Return the bytes that the last dispatch on a core left there."""
         self.slot_of(core)
         cdef uint32_t residents[1024]
@@ -343,7 +335,7 @@ cdef class IntervalEngine:
         ttm_lock_release(&self.lock)
         return residents[<uint32_t>core]
 
-    def core_ranges(self, core, maximum=None):
+    def core_ranges(self, Py_ssize_t core, maximum=None):
         """Return the merged covered ranges of a core, ascending; the first ``maximum`` of them if that is given."""
         cdef uint32_t slot = self.slot_of(core), count, i
         cdef uint32_t room = self.core.limit // 2 + 1 if maximum is None else maximum
@@ -379,14 +371,14 @@ cdef class IntervalEngine:
         self.core.clear_changes()
         return result, moved, laid_down
 
-    def peak_parts(self, core):
+    def peak_parts(self, Py_ssize_t core):
         """Return the peak of a core's class and the core's floor: its peak is the larger one."""
         cdef uint32_t floors[1024]
         cdef uint32_t slot = self.slot_of(core)
         self.core.fill_core_peaks(floors)
         return self.core.class_peak(slot), floors[<uint32_t>core]
 
-    def class_of(self, core):
+    def class_of(self, Py_ssize_t core):
         """Return the class slot of a core."""
         return self.slot_of(core)
 

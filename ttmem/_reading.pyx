@@ -249,22 +249,6 @@ cdef class BlockReading:
         bytes_read, tries: the work that was done.
     """
 
-    cdef ttm_block_header header
-    cdef uint64_t *data[14]             # a section's records, packed with its own stride
-    cdef uint8_t *valid[14]
-    cdef uint32_t rows[14]              # records that were read
-    cdef ttm_section section[14]
-    cdef readonly bint live
-    cdef readonly bint consistent
-    cdef readonly uint32_t damaged
-    cdef readonly uint64_t bytes_read
-    cdef readonly uint32_t tries
-    cdef readonly uint64_t updated_ns
-    cdef readonly uint64_t dropped
-    cdef readonly uint64_t seq
-    cdef readonly uint64_t notes
-    cdef uint64_t generation            # of the block when its header was read
-
     def __init__(self, int fd, uint64_t offset, uint64_t file_bytes):
         self.read_header(fd, offset, file_bytes)
 
@@ -276,6 +260,15 @@ cdef class BlockReading:
         """
         if self.live:
             self.read_images(fd, offset)
+
+    cdef BlockReading successor(self):
+        """Return a reading of the same block whose figures are yet to be read; valid while the generation is the same."""
+        cdef BlockReading later = BlockReading.__new__(BlockReading)
+        later.header = self.header
+        later.control = self.control
+        later.section = self.section
+        later.live = self.live
+        return later
 
     def __dealloc__(self):
         cdef uint32_t kind
@@ -290,6 +283,7 @@ cdef class BlockReading:
         cdef ttm_section *section
         cdef uint32_t i, kind, cores
         cdef uint64_t room, claimed = 0
+        memset(&after, 0, sizeof(after))
         for _attempt in range(TRIES):
             if offset > file_bytes or file_bytes - offset < TTM_PAGE:
                 raise CorruptSegmentError(f"the block at {offset} lies beyond the segment's end, {file_bytes}")
@@ -305,10 +299,11 @@ cdef class BlockReading:
                 break
         else:
             # The block is being written for another device, or its writer died while it did that.
+            self.control = after
             self.live = False
             return 0
         memcpy(&self.header, head, sizeof(ttm_block_header))
-        self.generation = after.generation
+        self.control = after
         self.live = after.state == TTM_STATE_LIVE
         if not self.live and after.state != TTM_STATE_CLOSED:
             raise CorruptSegmentError(f"the block at {offset} has the state {after.state}, which is none")
@@ -378,16 +373,13 @@ cdef class BlockReading:
             ttm_fence_acquire()
             if not read_exactly(fd, &after, sizeof(after), offset + TTM_CONTROL):
                 raise CorruptSegmentError("the segment was cut short while it was read")
-            if after.generation != self.generation or after.state != TTM_STATE_LIVE:
+            if after.generation != self.control.generation or after.state != TTM_STATE_LIVE:
                 self.live = False
                 return 0
             if after.seq == before.seq:
                 whole = True
                 break
-        self.seq = after.seq
-        self.updated_ns = after.updated_ns
-        self.dropped = after.dropped
-        self.notes = after.notes
+        self.control = after
         self.judge()
         if not whole or self.damaged:
             # Whatever is not right here may be right in the other image, which may be of another moment.
@@ -494,7 +486,7 @@ cdef class BlockReading:
             used = 2 * <uint32_t> least(record[0] & 0xFFFFFFFFu, (last - 1) // 2) + 1
         if ttm_tag(keys, record, used, <uint64_t> kind << 32 | index, <uint32_t> (tag >> 32)) == tag:
             return True
-        if tag != 0 or kind < TTM_CB_RANGES or self.dropped == 0:
+        if tag != 0 or kind < TTM_CB_RANGES or self.control.dropped == 0:
             return False
         for i in range(last):
             if record[i]:
@@ -523,6 +515,26 @@ cdef class BlockReading:
         return self.data[kind] + <uint64_t> index * self.section[kind].stride // 8
 
     # What it says
+
+    @property
+    def updated_ns(self):
+        """When a figure last changed, CLOCK_REALTIME_COARSE; 0 if none did."""
+        return self.control.updated_ns
+
+    @property
+    def dropped(self):
+        """How many records found no memory in the writer's file."""
+        return self.control.dropped
+
+    @property
+    def seq(self):
+        """The latch's number when the figures were taken."""
+        return self.control.seq
+
+    @property
+    def notes(self):
+        """What the writer says of the figures as a whole (``enum ttm_note``)."""
+        return self.control.notes
 
     @property
     def device_id(self):

@@ -10,7 +10,7 @@ cdef class DeviceBlock:
     cdef char *shadow                   # private copy of an image; the next commit publishes what changed in it
     cdef readonly uint64_t block_bytes
     cdef readonly uint64_t image_bytes
-    cdef int owner_pid                  # who mapped the block: a forked child must not unmap what it does not have
+    cdef uint64_t owner                 # who mapped the block: a forked child must not unmap what it does not have
     cdef readonly bint shared           # False: in private memory, nobody else reads it
     cdef ttm_section section[14]        # by kind
     cdef uint32_t first[14]             # number of a section's first record, over all sections
@@ -28,6 +28,7 @@ cdef class DeviceBlock:
     cdef uint64_t updated_ns            # of the last change of a figure; survives a move to another file
 
     cdef uint64_t *record(self, uint32_t kind, uint32_t index) noexcept nogil
+    cdef void add_note(self, uint64_t notes) noexcept nogil
     cdef bint mark(self, uint32_t kind, uint32_t index) noexcept nogil
     cdef bint _populate(self, uint32_t kind, uint32_t index, uint32_t *ready) noexcept nogil
     cdef bint _touch(self, uint64_t offset, uint64_t count) noexcept nogil

@@ -78,8 +78,11 @@ from ttmem._layout cimport (
 )
 
 
-cdef extern from "<unistd.h>" nogil:
-    int getpid()
+cdef extern from "_fork.h" nogil:
+    uint64_t ttm_process_token()
+
+cdef extern from "<fcntl.h>" nogil:
+    int fallocate(int fd, int mode, long offset, long length)
 
 cdef extern from "<sys/mman.h>" nogil:
     void *mmap(void *address, size_t length, int protection, int flags, int fd, long offset)
@@ -105,6 +108,10 @@ cdef extern from *:
     enum:
         MADV_POPULATE_WRITE
     int errno
+    enum:
+        EINVAL
+
+cdef bint can_populate = True   # False once the kernel did not know how (before Linux 5.14)
 
 cdef uint64_t[TTM_KEYS] keys
 
@@ -120,6 +127,25 @@ _fill_keys()
 
 cdef uint64_t round_up(uint64_t value, uint64_t step) noexcept nogil:
     return (value + step - 1) // step * step
+
+
+def forget_populate(bint forget=True):
+    """Go on as on a kernel without MADV_POPULATE_WRITE, for tests; ``False`` takes that back."""
+    global can_populate
+    can_populate = not forget
+
+
+cdef bint obtain(void *memory, uint64_t count) noexcept nogil:
+    """Get memory for a part of a mapped file, without touching what it holds; False if there is none."""
+    global can_populate, errno
+    if not can_populate:
+        errno = EINVAL
+        return False
+    if madvise(memory, count, MADV_POPULATE_WRITE) == 0:
+        return True
+    # The ranges are right: only a kernel that does not know the advice finds something invalid.
+    can_populate = errno != EINVAL
+    return False
 
 
 cdef inline bint eager(uint32_t kind) noexcept nogil:
@@ -252,7 +278,7 @@ cdef class DeviceBlock:
         self.upper_ready[0] = self.upper_ready[1] = TTM_BUFFER_ROWS
 
     cdef void _unmap(self) noexcept:
-        if self.block != NULL and (not self.shared or getpid() == self.owner_pid):
+        if self.block != NULL and (not self.shared or ttm_process_token() == self.owner):
             munmap(self.block, self.block_bytes)
         self.block = NULL
 
@@ -285,10 +311,15 @@ cdef class DeviceBlock:
             raise OSError(errno, "cannot map a segment")
         madvise(memory, self.block_bytes, MADV_DONTFORK)
         self._attach(<char *> memory)
-        if not (
+        cdef bint obtained = (
             self._touch(0, TTM_BLOCK_HEADER_BYTES + self.section[TTM_CB_RANGES].offset)
             and self._touch(TTM_BLOCK_HEADER_BYTES + self.image_bytes, self.section[TTM_CB_RANGES].offset)
-        ):
+        )
+        if not obtained and not can_populate:
+            # Only while the file is open: all of the block at once, used or not.
+            obtained = fallocate(fd, 0, <long> offset, <long> self.block_bytes) == 0
+            self._all_ready()
+        if not obtained:
             code = errno
             # What was obtained before it was full is given back.
             madvise(memory, self.block_bytes, MADV_REMOVE)
@@ -296,10 +327,10 @@ cdef class DeviceBlock:
             self._attach(before)
             self._all_ready()
             raise OSError(code, "no memory for a segment: /dev/shm is full")
-        if before != NULL and (not self.shared or getpid() == self.owner_pid):
+        if before != NULL and (not self.shared or ttm_process_token() == self.owner):
             munmap(before, self.block_bytes)
         self.shared = True
-        self.owner_pid = getpid()
+        self.owner = ttm_process_token()
 
     def unmap(self):
         """Let go of the segment and go on in private memory."""
@@ -369,6 +400,9 @@ cdef class DeviceBlock:
 
     def note(self, uint64_t notes):
         """Add to what readers are told of the figures as a whole (``enum ttm_note``)."""
+        self.add_note(notes)
+
+    cdef void add_note(self, uint64_t notes) noexcept nogil:
         self.notes |= notes
         if self.control != NULL:
             ttm_store(&self.control.notes, self.notes)
@@ -416,7 +450,7 @@ cdef class DeviceBlock:
 
     cdef bint _touch(self, uint64_t offset, uint64_t count) noexcept nogil:
         cdef uint64_t begin = offset // TTM_PAGE * TTM_PAGE
-        return madvise(self.block + begin, round_up(offset + count - begin, TTM_PAGE), MADV_POPULATE_WRITE) == 0
+        return obtain(self.block + begin, round_up(offset + count - begin, TTM_PAGE))
 
     cdef bint _populate(self, uint32_t kind, uint32_t index, uint32_t *ready) noexcept nogil:
         # Asked a page at a time, so that it happens seldom and a nearly full /dev/shm is used to the end.
@@ -489,20 +523,20 @@ cdef class FileHeader:
     """
 
     cdef char *page
-    cdef int owner_pid
+    cdef uint64_t owner             # who mapped it
 
     def __cinit__(self, int fd):
         cdef void *memory = mmap(NULL, TTM_HEADER_BYTES, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0)
         if memory == MAP_FAILED:
             raise OSError(errno, "cannot map a segment")
         self.page = <char *> memory
-        self.owner_pid = getpid()
+        self.owner = ttm_process_token()
         madvise(memory, TTM_HEADER_BYTES, MADV_DONTFORK)
-        if madvise(memory, TTM_HEADER_BYTES, MADV_POPULATE_WRITE) != 0:
+        if not obtain(memory, TTM_HEADER_BYTES) and (can_populate or fallocate(fd, 0, 0, TTM_HEADER_BYTES) != 0):
             raise OSError(errno, "no memory for a segment: /dev/shm is full")
 
     def __dealloc__(self):
-        if self.page != NULL and getpid() == self.owner_pid:
+        if self.page != NULL and ttm_process_token() == self.owner:
             munmap(self.page, TTM_HEADER_BYTES)
 
     def describe(self, *, bytes instance, bytes boot_id, uint32_t pid, uint32_t uid, uint64_t start_ticks,
@@ -537,6 +571,11 @@ cdef class FileHeader:
     def set_committed(self, uint64_t committed_bytes):
         """Publish how far the file holds whole blocks."""
         ttm_store_release(&(<ttm_file_control *> (self.page + TTM_CONTROL)).committed_bytes, committed_bytes)
+
+
+def process_token():
+    """Return a number that tells this process from all that it was forked from, whatever their pids."""
+    return ttm_process_token()
 
 
 def record_grid(geometry):

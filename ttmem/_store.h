@@ -72,17 +72,24 @@ static inline uint64_t ttm_entropy(const void *salt) {
     return seed;
 }
 
+/* The compiler's own is a call into a library where the processor is not known to count bits. */
+static inline uint32_t ttm_count_bits(uint64_t word) {
+    word -= (word >> 1) & 0x5555555555555555u;
+    word = (word & 0x3333333333333333u) + ((word >> 2) & 0x3333333333333333u);
+    return (uint32_t)((((word + (word >> 4)) & 0x0f0f0f0f0f0f0f0fu) * 0x0101010101010101u) >> 56);
+}
+
 static inline uint32_t ttm_popcount(const uint64_t *mask, size_t words) {
     uint32_t count = 0;
     size_t i;
-    for (i = 0; i < words; ++i) count += (uint32_t)__builtin_popcountll(mask[i]);
+    for (i = 0; i < words; ++i) count += ttm_count_bits(mask[i]);
     return count;
 }
 
 static inline uint32_t ttm_popcount_and(const uint64_t *a, const uint64_t *b, size_t words) {
     uint32_t count = 0;
     size_t i;
-    for (i = 0; i < words; ++i) count += (uint32_t)__builtin_popcountll(a[i] & b[i]);
+    for (i = 0; i < words; ++i) count += ttm_count_bits(a[i] & b[i]);
     return count;
 }
 

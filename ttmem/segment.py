@@ -13,13 +13,14 @@ import fcntl
 import logging
 import os
 import re
+import stat
 import struct
 import threading
 import time
 from functools import lru_cache
 from pathlib import Path
 
-from ttmem._segment import DeviceBlock, FileHeader
+from ttmem._segment import DeviceBlock, FileHeader, process_token
 from ttmem._version import __version__
 from ttmem.model import Geometry
 
@@ -31,6 +32,9 @@ CLOSED = 2
 LOCK_NONE, LOCK_OFD = 0, 1
 GRACE_NS = 600 * 10**9
 """How long a dead writer's file can still be read before it is collected."""
+
+MAKING_NS = 60 * 10**9
+"""After this long a file without its name is none that is being made."""
 
 # What a reader that has never heard of a section may print of it: kind, name, then the words of a record in order.
 SCHEMA = b"""ttmem 1: u64 words; a record's last word is its tag
@@ -145,7 +149,7 @@ class WriterFile:
     def __init__(self, directory: Path, space: str) -> None:
         self.directory = directory
         self.space = space
-        self.pid = os.getpid()
+        self.owner = process_token()
         self.path: Path | None = None
         self.inode = (0, 0)
         self.bytes = HEADER_BYTES
@@ -188,7 +192,7 @@ class WriterFile:
 
     def _create(self, block: DeviceBlock, device_id: int, geometry: Geometry, origin: int) -> None:
         started = start_ticks("self")
-        name = f"{file_prefix(self.space)}{os.getuid()}.{self.pid}.{started}.{os.urandom(8).hex()}"
+        name = f"{file_prefix(self.space)}{os.getuid()}.{os.getpid()}.{started}.{os.urandom(8).hex()}"
         path = self.directory / name
         # Not inherited across exec; a child forked before the close below holds the lock until it execs or ends.
         fd, hidden = self._open_nameless(path)
@@ -198,7 +202,7 @@ class WriterFile:
             header.describe(
                 instance=os.urandom(16),
                 boot_id=boot_id(),
-                pid=self.pid,
+                pid=os.getpid(),
                 uid=os.getuid(),
                 start_ticks=started,
                 pidns_inode=pid_namespace(),
@@ -300,7 +304,7 @@ def writer_file(directory: Path, space: str) -> WriterFile:
     global _hooked
     key = (directory, space)
     file = _registry.get(key)
-    if file is None or file.pid != os.getpid():
+    if file is None or file.owner != process_token():
         file = _registry[key] = WriterFile(directory, space)
     if not _hooked:
         _hooked = True
@@ -329,7 +333,7 @@ def forget(file: WriterFile) -> None:
 def _close_all() -> None:
     for file in list(_registry.values()):
         # A forked child inherits this table, and must not withdraw what its parent still publishes.
-        if file.pid == os.getpid():
+        if file.owner == process_token():
             file.close()
     _registry.clear()
 
@@ -354,8 +358,10 @@ def collect(directory: Path, space: str, *, grace_ns: int = GRACE_NS, dry_run: b
         Each dead writer's file and what was done: ``removed``, ``kept`` (within the grace time) or ``would remove``.
     """
     done = []
+    # A writer that died before its file had its name left it under the hidden one, where nameless files are not to be had.
+    prefixes = (file_prefix(space), f".{file_prefix(space)}")
     try:
-        names = [entry.name for entry in os.scandir(directory) if entry.name.startswith(file_prefix(space))]
+        names = [entry.name for entry in os.scandir(directory) if entry.name.startswith(prefixes)]
     except OSError:
         return []
     for name in sorted(names):
@@ -372,10 +378,15 @@ def collect(directory: Path, space: str, *, grace_ns: int = GRACE_NS, dry_run: b
 
 
 def _collect_one(fd: int, path: Path, grace_ns: int, dry_run: bool) -> str:
-    import stat
-
     status = os.fstat(fd)
-    if not stat.S_ISREG(status.st_mode) or status.st_uid != os.getuid() or status.st_size < HEADER_BYTES:
+    if not stat.S_ISREG(status.st_mode) or status.st_uid != os.getuid():
+        return ""
+    if path.name.startswith("."):
+        # Its making takes milliseconds, and there is nothing in it that anybody could still want to read.
+        if is_locked(fd) or time.time_ns() - status.st_ctime_ns < MAKING_NS:
+            return ""
+        return _remove(fd, path, status, dry_run)
+    if status.st_size < HEADER_BYTES:
         return ""
     head = os.pread(fd, 640, 0)
     if len(head) < 640:
@@ -393,6 +404,10 @@ def _collect_one(fd: int, path: Path, grace_ns: int, dry_run: bool) -> str:
         return "kept"
     if 0 <= now - buried_ns < grace_ns:
         return "kept"
+    return _remove(fd, path, status, dry_run)
+
+
+def _remove(fd: int, path: Path, status: os.stat_result, dry_run: bool) -> str:
     if dry_run:
         return "would remove"
     # The lock keeps a second collector away. Not the writer's byte: the dead would look alive to readers meanwhile.

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import socket
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
-
-import numpy as np
 
 from ttmem._reading import BlockReading, cbs_of, core_table
 from ttmem.cores import CoreCoord
@@ -28,8 +25,8 @@ CORE_FIELDS = (
     "overlap_bytes",
     "cb_peak_bytes",
 )
-CORE_DTYPE = np.dtype([(name, np.int64) for name in CORE_FIELDS])
-UNKNOWN_HEADROOM = np.iinfo(np.int64).min
+CORE_WORDS = len(CORE_FIELDS)
+UNKNOWN_HEADROOM = -(2**63)
 PROGRAMS_MAX = 1024
 SCHEMA = 1
 """The number of the JSON's schema."""
@@ -107,7 +104,7 @@ class Snapshot:
         self._live = [part for part in self._parts if part.state == "live"]
         self._last = last
         self._given: dict[str, Any] | None = None
-        self._table: np.ndarray[Any, Any] | None = None
+        self._table: memoryview | None = None
         self._object: Figures | None = None
         self._geometry: dict[str, Any] | None = None
 
@@ -155,20 +152,23 @@ class Snapshot:
     @property
     def cores(self) -> Any:
         """The figures per core: a structured array with the columns of :data:`CORE_FIELDS`; None if there are none."""
-        if self._given is not None:
-            rows = self._given.get("cores")
-            if rows is None:
-                return None
-            table = np.full(len(rows), -1, CORE_DTYPE)
-            for index, row in enumerate(rows):
-                for name in CORE_FIELDS:
-                    unknown = UNKNOWN_HEADROOM if name == "headroom_bytes" else -1
-                    value = row.get(name)
-                    table[index][name] = unknown if value is None else value
-            return table
-        if self._table is None:
-            self._table = self._core_table()
-        return self._table
+        # Not at the top: nothing else needs it, and it takes longer to import than all of ttmem.
+        import numpy as np
+
+        dtype = np.dtype([(name, np.int64) for name in CORE_FIELDS])
+        if self._given is None:
+            words = self._core_words()
+            return np.frombuffer(words, dtype) if words else np.empty(0, dtype)
+        rows = self._given.get("cores")
+        if rows is None:
+            return None
+        table = np.full(len(rows), -1, dtype)
+        for index, row in enumerate(rows):
+            for name in CORE_FIELDS:
+                unknown = UNKNOWN_HEADROOM if name == "headroom_bytes" else -1
+                value = row.get(name)
+                table[index][name] = unknown if value is None else value
+        return table
 
     def core_map(self, x: int, y: int) -> dict[str, Any]:
         """Return the merged address ranges of a core over the living writers.
@@ -256,7 +256,18 @@ class Snapshot:
         known["warnings"] = warnings
         return known
 
-    def _core_table(self) -> np.ndarray[Any, Any]:
+    def _core_words(self) -> memoryview:
+        """Return the table of cores as int64 words, :data:`CORE_WORDS` a core."""
+        if self._table is None:
+            self._table = memoryview(self._core_table()).toreadonly().cast("q")
+        return self._table
+
+    def _column(self, name: str) -> int | None:
+        """Return the sum over the cores; None if that of one is unknown."""
+        values = self._core_words()[CORE_FIELDS.index(name) :: CORE_WORDS].tolist()
+        return None if any(value < 0 for value in values) else sum(values)
+
+    def _core_table(self) -> bytearray:
         geometry = self._known_geometry()
         readings = [part.reading for part in self._live]
         grid = geometry["grid"]
@@ -266,30 +277,38 @@ class Snapshot:
         # Cores that only a contradicting writer has still count; those that none has do not exist.
         width = max([grid[0], *(r.grid[0] for r in readings if r.grid)])
         height = max([grid[1], *(r.grid[1] for r in readings if r.grid)])
-        table = np.empty(width * height, CORE_DTYPE)
+        table = bytearray(width * height * CORE_WORDS * 8)
         base, size, small = (geometry[name] for name in ("l1_cb_base", "worker_l1_size", "l1_small_size"))
         top = -1 if size is None or small is None else size - small
-        core_table(readings, width, height, -1 if base is None else base, top, table.view(np.uint8))
+        core_table(readings, width, height, -1 if base is None else base, top, table)
+        kept = None
         if any(r.grid != (width, height) for r in readings if r.grid):
             sizes = [grid, *(r.grid for r in readings if r.grid)]
-            table = table[np.logical_or.reduce([(table["x"] < x) & (table["y"] < y) for x, y in sizes])]
+            kept = [any(x < size[0] and y < size[1] for size in sizes) for y in range(height) for x in range(width)]
         if geometry["grid"] is None:
             # The grid is not known: list the cores on which anything ever was.
-            touched = (table["cb_logical_bytes"] != 0) | (table["cb_resident_bytes"] != 0)
-            table = table[touched]
-        table.setflags(write=False)
-        return table
+            words = memoryview(table).cast("q")
+            logical, resident = (
+                words[CORE_FIELDS.index(name) :: CORE_WORDS] for name in ("cb_logical_bytes", "cb_resident_bytes")
+            )
+            touched = [any(pair) for pair in zip(logical, resident, strict=True)]
+            kept = touched if kept is None else [a and b for a, b in zip(kept, touched, strict=True)]
+        if kept is None:
+            return table
+        row = 8 * CORE_WORDS
+        return bytearray(b"".join(table[row * i : row * (i + 1)] for i, wanted in enumerate(kept) if wanted))
 
     def _core_objects(self) -> list[dict[str, Any]] | None:
         if self._given is not None:
             rows: list[dict[str, Any]] | None = self._given.get("cores")
             return rows
+        values = self._core_words().tolist()
         return [
             {
                 name: None if (value == UNKNOWN_HEADROOM if name == "headroom_bytes" else value == -1) else value
-                for name, value in zip(CORE_FIELDS, row, strict=True)
+                for name, value in zip(CORE_FIELDS, values[start : start + CORE_WORDS], strict=True)
             }
-            for row in self.cores.tolist()
+            for start in range(0, len(values), CORE_WORDS)
         ]
 
     def _total(self, record: int, word: int) -> int | None:
@@ -309,8 +328,7 @@ class Snapshot:
     def _physical(self) -> int | None:
         if len(self._live) == 1:
             return self._total(CB, 0)
-        column = self.cores["cb_physical_bytes"]
-        return None if (column < 0).any() else int(column.sum())
+        return self._column("cb_physical_bytes")
 
     def _compose(self) -> dict[str, Any]:
         if not self._parts and self._last is not None:
@@ -380,14 +398,8 @@ class Snapshot:
         if None in (cores, size, base, small):
             return {f"{name}_bytes": None for name in ACCOUNTING}
         assert cores is not None
-        table = self.cores
         physical = self._physical()
-
-        def column(name: str) -> int | None:
-            values = table[name]
-            return None if (values < 0).any() else int(values.sum())
-
-        buffers, overlap = column("l1_used_bytes"), column("overlap_bytes")
+        buffers, overlap = self._column("l1_used_bytes"), self._column("overlap_bytes")
         total, reserved, l1_small = cores * size, cores * base, cores * small
         free = None
         if physical is not None and buffers is not None and overlap is not None:
@@ -529,4 +541,6 @@ def dump(devices: list[Snapshot], *, taken_ns: int) -> dict[str, Any]:
 
 def whole(devices: list[dict[str, Any]], *, taken_ns: int) -> dict[str, Any]:
     """Return the JSON object around device objects."""
+    import socket
+
     return {"schema": SCHEMA, "host": socket.gethostname(), "taken_ns": taken_ns, "devices": devices}
