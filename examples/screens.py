@@ -28,7 +28,7 @@ WIDTH = 100
 SPEED = "0.05"
 """The capture lasted about a second: slowed down, the charts of ttmem-top have something to show."""
 TOP_SIZE = (110, 34)
-PAGE_SIZE = (1280, 1880)
+PAGE_SIZE = (1280, 1700)
 
 
 def without_network(svg: str) -> str:
