@@ -11,9 +11,12 @@ import pytest
 import ttmem
 from ttmem.clash import ClashWatch, advice, judge_capture, judge_device, live_buffers
 from ttmem.cli.explain import main
+from ttmem.cli.fit import main as fit_main
 from ttmem.dumps import read_live
 from ttmem.model import BufferType, CircularBuffer, Geometry
 from ttmem.placement import region_ends
+from ttmem.reader import Host
+from ttmem.recording import RecordingWriter, read_host_for_recording
 from ttmem.thrown import parse_thrown
 
 CAPTURES = Path(__file__).parent / "captures"
@@ -257,6 +260,37 @@ def test_a_cached_program_that_would_clash_now_is_found_before_it_throws(capsys)
         assert [b["name"] for b in clash["buffers"]] == ["weights"]
 
 
+def test_a_live_clash_names_the_cores_the_cbs_and_the_smallest_change_first(capsys):
+    layernorm = [
+        ttmem.CircularBuffer(105664, 16384, "{[0-0 - 7-7]}"),
+        ttmem.CircularBuffer(122048, 262144, "{[0-0 - 7-3]}"),
+        ttmem.CircularBuffer(384192, 32768, "{[0-0 - 7-3], [2-5 - 2-5]}"),
+    ]
+    with ttmem.publish(0, **N150) as pub:
+        pub.add_program(layernorm, name="layernorm")
+        # A larger program elsewhere must not be taken for it, nor its cores for this one's.
+        pub.add_program([ttmem.CircularBuffer(105664, 900000, "{[0-7 - 0-7]}")], name="other")
+        for number, name in enumerate(("weights", "activations")):
+            pub.allocate("L1", 64 * 32768, address=370000 + 32768 * number, size_per_bank=32768, name=name)
+        found, _ = answer(capsys, "-d", 0, code=3)
+    rows = {(row["program"], row["core_range"]): row for row in found["programs"]}
+    assert {key: row["cb_region_end"] for key, row in rows.items()} == {
+        # TT-Metal keeps an end for each range that a CB was laid on; whatever meets it counts.
+        ("layernorm", "[0-0 - 7-7]"): 416960,
+        ("layernorm", "[0-0 - 7-3]"): 416960,
+        ("layernorm", "[2-5 - 2-5]"): 416960,
+        ("other", "[0-7 - 0-7]"): 1005664,
+    }
+    assert all(row["l1_lowest_address"] == 370000 for row in rows.values())
+    clash = next(row for row in found["clashes"] if row["core_range"] == "[0-0 - 7-3]")
+    assert (clash["shortfall_bytes"], clash["certain"]) == (46960, True)
+    assert sorted(cb["size_bytes"] for cb in clash["circular_buffers"]) == [16384, 32768, 262144]
+    assert [(b["name"], b["address"]) for b in clash["buffers"]] == [("weights", 370000), ("activations", 402768)]
+    # To shrink 46,960 bytes is less than to free two buffers of 32,768.
+    assert "to at most 215,184" in clash["advice"][0]
+    assert "free the 2 L1 buffers" in clash["advice"][1]
+
+
 def test_a_device_without_clash_ends_with_0_and_tells_the_headroom(capsys):
     with ttmem.publish(0, **N150) as pub:
         pub.add_program([ttmem.CircularBuffer(105664, 4096, "{[0-0 - 7-3]}")], name="norm")
@@ -417,3 +451,29 @@ def test_live_buffers_leaves_out_what_has_no_place_in_l1():
         {"buffer_type": "L1", "address": 5, "size_bytes": 7, "size_per_bank": 1, "name": "a"},
     ]
     assert [(b.name, b.address, b.size) for b in live_buffers(rows)] == [("a", 5, 7)]
+
+
+# Recordings.
+
+
+def test_a_moment_of_a_recording_is_explained_and_fitted_into_as_the_device_was(capsys, tmp_path):
+    file, host = str(tmp_path / "r.ttmem"), Host()
+    with ttmem.publish(0, **N150) as pub, RecordingWriter(file) as writer:
+        pub.add_program([CircularBuffer(105664, 8192, "{[0-0 - 7-7]}")], name="matmul")
+        writer.write(read_host_for_recording(host))
+        pub.allocate("L1", 64 * 65536, address=110000, size_per_bank=65536, name="left over")
+        live, _ = answer(capsys, code=3)
+        writer.write(read_host_for_recording(host), key=True)
+        assert fit_main(["--cb", "16KiB", "--cores", "0-0:7-7", "--json"]) == 3
+        fitted = json.loads(capsys.readouterr().out)
+    host.close()
+    found, _ = answer(capsys, file, code=3)
+    assert found == live
+    assert found["clashes"][0]["buffers"][0]["name"] == "left over"
+    for moment in ("0", "first", "-3600"):
+        before, _ = answer(capsys, file, f"--at={moment}", code=0)
+        assert before["clashes"] == []
+    assert main([file, "--at", "noon"]) == 2
+    assert fit_main([file, "--cb", "16KiB", "--cores", "0-0:7-7", "--json"]) == 3
+    assert json.loads(capsys.readouterr().out) == fitted
+    assert fit_main([file, "--cb", "16KiB", "--cores", "0-0:7-7", "--at", "0"]) == 0

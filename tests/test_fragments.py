@@ -89,6 +89,46 @@ def test_the_figures_of_a_replay_are_those_that_tt_metal_told_of_the_same_moment
     assert l1["largest_free_bytes"] == view["largest_contiguous_bytes_free_per_bank"]
 
 
+@pytest.mark.parametrize("name", ["n150_conv", "n150_mlp", "p150_transformer", "t3k_mesh_transformer"])
+def test_a_bank_of_dram_is_cut_up_as_tt_metal_told_of_the_same_moment(name, capsys):
+    meta = json.loads((CAPTURES / f"{name}.meta.json").read_text())
+    (file,) = (p for p in CAPTURES.glob(f"{name}.json*") if ".meta" not in p.name)
+    view = meta["view_DRAM"]
+    arch = meta["arch"].rpartition(".")[2].lower()
+    size = view["num_banks"] * view["total_bytes_per_bank"]
+    run, _ = replay(file, publish=ttmem.publish, arch=arch, grid=tuple(meta["grid"]), dram_size=size)
+    with run:
+        assert main(["--json"]) == 0
+    dram = json.loads(capsys.readouterr().out)["devices"][0]["dram"]
+    assert (dram["num_banks"], dram["begin_known"], dram["end_known"]) == (view["num_banks"], True, True)
+    assert dram["used_bytes"] == view["total_bytes_allocated_per_bank"]
+    assert dram["free_bytes"] == view["total_bytes_free_per_bank"]
+    assert dram["largest_free_bytes"] == view["largest_contiguous_bytes_free_per_bank"]
+
+
+def test_what_is_not_known_of_a_bank_of_dram_is_not_told(capsys):
+    with ttmem.publish(0, arch="wormhole_b0") as pub:
+        for number in (0, 2, 3):
+            pub.allocate("DRAM", 12288, address=1048640 + 1024 * number, size_per_bank=1024)
+        assert main(["--json"]) == 0
+        out, err = capsys.readouterr()
+        dram = json.loads(out)["devices"][0]["dram"]
+        assert (dram["free_bytes"], dram["largest_free_bytes"], dram["fragmentation"], dram["end"]) == (None,) * 4
+        assert (dram["free_between_bytes"], dram["used_bytes"]) == (1024, 3072)
+        assert "--dram-banks" in err
+        assert main([]) == 0
+        assert "N/A above them" in " ".join(capsys.readouterr().out.split())
+        pub.allocate("DRAM", 5)
+        assert main(["--json"]) == 0
+        assert json.loads(capsys.readouterr().out)["devices"][0]["dram"] is None
+    with ttmem.publish(0, dram_size=12 * 2**30) as pub:
+        pub.allocate("DRAM", 12288, address=2**20, size_per_bank=1024)
+        assert main(["--json", "--dram-banks", "12", "--dram-bank-size", "1GiB"]) == 0
+        dram = json.loads(capsys.readouterr().out)["devices"][0]["dram"]
+        assert (dram["begin_known"], dram["end_known"], dram["free_bytes"]) == (False, True, 2**30 - 2**20 - 1024)
+    assert main(["--dram-banks", "0"]) == 2
+
+
 def test_a_capture_tells_the_l1_small_size_that_it_needed(capsys):
     assert main([str(CAPTURES / "n150_conv.json.gz"), "--json"]) == 0
     (device,) = json.loads(capsys.readouterr().out)["devices"]

@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).parent.parent / "ttmem"
 # From below to above; modules of one line may import each other.
 LAYERS = [
     "errors _version units peer_names",
-    "cores pids lockstep frames",
+    "cores pids lockstep frames peaks",
     "model region",
     "_core _invariants placement _layout",
     "_engine _segment _reading fragments fit",
@@ -21,7 +21,7 @@ LAYERS = [
     "tracker ttnn mesh recording diff soak exporter",
     "interpreter export pytest_plugin moments",
     "replay",
-    "clash",
+    "clash playback",
     "thrown",
     "views",
     "top",

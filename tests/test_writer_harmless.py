@@ -151,7 +151,7 @@ def test_without_permission_the_program_goes_on(directory: Path) -> None:
     code = f"""
 import logging, os, sys
 logging.basicConfig(stream=sys.stdout, format="%(message)s")
-import ttmem
+import ttmem.publisher, ttmem.reader  # while the files of the package can be read
 held = os.open({str(shared)!r}, os.O_PATH)
 os.setresuid(12345, 12345, 12345)
 os.environ["TTMEM_SHM_DIR"] = f"/proc/self/fd/{{held}}"

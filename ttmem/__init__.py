@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         UnknownIdError,
     )
     from ttmem.model import BufferType, CircularBuffer
+    from ttmem.peaks import Peak, Peaks
     from ttmem.publisher import publish
     from ttmem.reader import Reader, attach, devices
     from ttmem.snapshot import Snapshot
@@ -41,6 +42,8 @@ __all__ = [
     "InvalidIntervalError",
     "L1Tracker",
     "LayoutMismatchError",
+    "Peak",
+    "Peaks",
     "Publisher",
     "Reader",
     "Snapshot",
@@ -67,6 +70,8 @@ _HOME = {
     "InvalidIntervalError": "errors",
     "L1Tracker": "tracker",
     "LayoutMismatchError": "errors",
+    "Peak": "peaks",
+    "Peaks": "peaks",
     "Publisher": "_publisher",
     "Reader": "reader",
     "Snapshot": "snapshot",
@@ -79,6 +84,9 @@ _HOME = {
 
 
 def __getattr__(name: str) -> object:
+    if name == "ttnn":
+        # `ttmem.ttnn.track` is what a user types after `import ttmem`.
+        return __import__("ttmem.ttnn", fromlist=["track"])
     if name not in _HOME:
         raise AttributeError(f"module 'ttmem' has no attribute {name!r}")
     value: object = getattr(__import__(f"ttmem.{_HOME[name]}", fromlist=[name]), name)

@@ -124,7 +124,7 @@ typedef struct {
     uint64_t worker_l1_size, l1_cb_base, l1_small_size, dram_size, trace_region_size;
     uint64_t published_ns;
     uint64_t image_offset, image_bytes; /* image i starts at image_offset + i * image_bytes of the block */
-    uint32_t section_count, origin;     /* origin: 0 live, 1 replay */
+    uint32_t section_count, origin;     /* origin: 0 live, 1 replay, 2 recording */
     ttm_section sections[TTM_SECTIONS];
     uint64_t reserved[5];
     uint64_t check;

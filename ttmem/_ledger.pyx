@@ -403,6 +403,7 @@ cdef class Ledger:
             memset(self.block.record(TTM_PEAKS, total), 0, 8 * TTM_PEAK_NAME + TTM_NAME_BYTES)
             self.block.mark(TTM_PEAKS, total)
         self.cb.reset_peaks()
+        self.l1.reset_peaks()
         self.sync_locked()
         self.flush_locked()
 

@@ -117,6 +117,10 @@ cdef inline uint64_t bytes_of(object value, str what, uint64_t maximum) except? 
     return check_bytes(value, what, maximum=maximum)
 
 
+cdef inline uint32_t most(uint64_t a, uint64_t b) noexcept nogil:
+    return <uint32_t> (a if a > b else b)
+
+
 @cython.no_gc_clear
 cdef class Publisher(Ledger):
     """Publishes one device's memory; made by :func:`ttmem.publish`.
@@ -136,13 +140,13 @@ cdef class Publisher(Ledger):
 
     cdef int describe_block(self) except -1:
         """Write all there is into the block where it lies now."""
-        self.block.describe(self.device_id, self.geometry, 1 if self.origin == "replay" else 0, time.time_ns())
+        self.block.describe(self.device_id, self.geometry, _ORIGINS[self.origin], time.time_ns())
         return 0
 
     def attach_file(self, file):
         """Publish in a segment's file; on failure the figures stay private, and :attr:`problem` says why."""
         try:
-            file.add(self.block, self.device_id, self.geometry, 1 if self.origin == "replay" else 0)
+            file.add(self.block, self.device_id, self.geometry, _ORIGINS[self.origin])
             self.file = file
             self.problem = ""
         except OSError as error:
@@ -171,6 +175,8 @@ cdef class Publisher(Ledger):
         """Withdraw the device. Closing twice does nothing."""
         if self.closed or self.forked():
             return
+        for watch in tuple(_closing):
+            watch(self)
         # Under the lock: a compiled caller that waits for it finds the publisher closed.
         ttm_lock_acquire(&self.lock)
         self.closed = True
@@ -668,6 +674,23 @@ cdef class Publisher(Ledger):
         ttm_lock_release(&self.lock)
         return self.settle()
 
+    def core_peaks(self):
+        """Return [(x, y, most CB bytes, most bytes of L1 buffers), ...] of all cores since publish or :meth:`reset_peaks`.
+
+        These are of this process alone; the two need not have been reached at one moment.
+        """
+        cdef uint32_t[1024] circular, buffers
+        cdef uint32_t core, width = self.cb.width
+        ttm_lock_acquire(&self.lock)
+        self.cb.fill_core_peaks(circular)
+        self.l1.fill_core_peaks(buffers)
+        for core in range(self.cb.num_cores):
+            # A floor is of classes that are no more; the class that a core is in now has a peak of its own.
+            circular[core] = most(circular[core], self.cb.class_peak(self.cb.class_of_core[core]))
+            buffers[core] = most(buffers[core], self.l1.class_peak(self.l1.class_of_core[core]))
+        ttm_lock_release(&self.lock)
+        return [(core % width, core // width, circular[core], buffers[core]) for core in range(self.cb.num_cores)]
+
     def note(self, uint64_t notes):
         """Tell readers what to know of the figures as a whole (``enum ttm_note`` in ``_layout.h``); nothing is taken back."""
         if not self.usable():
@@ -736,7 +759,10 @@ def utf8_prefix(str text, Py_ssize_t limit):
     return encoded[:limit].decode("utf-8", "ignore").encode()
 
 
+_ORIGINS = {"live": 0, "replay": 1, "recording": 2}
 _published = {}
+_closing = []
+"""What is called with each publisher that is about to close, while its figures can still be read."""
 
 
 def publish_device(int device_id, geometry, str origin, file):

@@ -576,7 +576,8 @@ cdef class BlockReading:
 
     @property
     def origin(self):
-        return "replay" if self.header.origin == 1 else "live"
+        """``live``; ``replay`` of a capture, which tells nothing of kernels; or ``recording``, the replay of one."""
+        return {1: "replay", 2: "recording"}.get(self.header.origin, "live")
 
     def total(self, uint32_t index):
         """Return the words of a record of the totals; None if it is damaged."""

@@ -347,7 +347,7 @@ cdef class DeviceBlock:
         Args:
             device_id: the logical id.
             geometry: a :class:`ttmem.model.Geometry`.
-            origin: 0 for a live process, 1 for a replay.
+            origin: 0 for a live process, 1 for a replay of a capture, 2 for that of a recording.
             now_ns: CLOCK_REALTIME.
         """
         cdef ttm_block_header header

@@ -385,6 +385,20 @@ class Recording:
             )
         return found
 
+    def marks(self, index: int) -> list[object]:
+        """Return for each device what is equal as long as its figures are; only ``updated_ns`` may differ then.
+
+        Marks of moments with a key frame between them differ in any case.
+        """
+        state = self._at(index)
+        key = bisect.bisect_right(self._keys, state.index)
+        marks: list[object] = []
+        first = 0
+        for names in state.shape:
+            marks.append((key, tuple(names), tuple(state.slots[first : first + len(names)])))
+            first += len(names)
+        return marks
+
     def _at(self, index: int) -> FrameState:
         count = len(self)
         index = index + count if index < 0 else index

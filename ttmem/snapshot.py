@@ -353,13 +353,13 @@ class Snapshot:
         asic_id = geometry["asic_id"]
         oldest = (self._live or self._parts)[0].reading
         programs, omitted = self._programs()
-        origin = "replay" if all(r.reading.origin == "replay" for r in self._live or self._parts) else "live"
+        origins = {part.reading.origin for part in self._live or self._parts}
         return {
             "device_id": oldest.device_id,
             "asic_id": None if asic_id is None else f"{asic_id:#x}",
             "arch": geometry["arch"],
             "source": "ttmem",
-            "origin": origin,
+            "origin": "live" if "live" in origins else "replay",
             "state": self._state(),
             "grid": None if grid is None else {"x": grid[0], "y": grid[1]},
             "updated_ns": max(updated, default=None),
@@ -378,7 +378,7 @@ class Snapshot:
                 },
                 # A capture tells nothing of kernels.
                 "kernel": dict.fromkeys(("used_bytes", "persistent_bytes"))
-                if origin == "replay"
+                if origins == {"replay"}
                 else {"used_bytes": self._total(KERNEL, 0), "persistent_bytes": self._total(KERNEL, 1)},
             },
             "l1_accounting": self._accounting(cores, size, base, small),
