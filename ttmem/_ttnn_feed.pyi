@@ -1,10 +1,12 @@
 from collections.abc import Mapping
+from typing import final
 from typing import Any
 
 from ttmem._ledger import Ledger
 
 sink: object
 
+@final
 class Feed:
     def __init__(self, publisher: Ledger, before: Mapping[Any, int] | None = None) -> None: ...
     @property
