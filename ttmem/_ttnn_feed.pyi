@@ -1,6 +1,5 @@
 from collections.abc import Mapping
-from typing import final
-from typing import Any
+from typing import Any, final
 
 from ttmem._ledger import Ledger
 
