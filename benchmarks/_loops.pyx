@@ -242,16 +242,16 @@ def published_round(Publisher publisher, list handles):
         for i in range(count):
             ttm_lock_acquire(&publisher.lock)
             publisher.cb.add(items[i])
-            publisher.sync()
-            publisher.flush()
+            publisher.sync_locked()
+            publisher.flush_locked()
             ttm_lock_release(&publisher.lock)
         adding = bench_now_ns() - begin
         begin = bench_now_ns()
         for i in range(count):
             ttm_lock_acquire(&publisher.lock)
             publisher.cb.remove(items[i])
-            publisher.sync()
-            publisher.flush()
+            publisher.sync_locked()
+            publisher.flush_locked()
             ttm_lock_release(&publisher.lock)
         removing = bench_now_ns() - begin
     free(items)

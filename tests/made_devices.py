@@ -28,6 +28,7 @@ def n150(device_id: int = 0, **changes: Any) -> dict[str, Any]:
                     "l1_used_bytes": l1,
                     "l1_lowest_address": top - l1,
                     "headroom_bytes": top - l1 - base - cb,
+                    "cb_peak_bytes": cb + 4096,
                 }
             )
     cb = sum(c["cb_physical_bytes"] for c in cores)
@@ -55,6 +56,9 @@ def n150(device_id: int = 0, **changes: Any) -> dict[str, Any]:
                 "logical_bytes": 2 * cb,
                 "resident_bytes": sum(c["cb_resident_bytes"] for c in cores),
                 "peak_bytes": cb + 65536,
+                "peak_at_ns": TAKEN_NS - 12_300_000_000,
+                "peak_by": "softmax",
+                "peak_programs": 31,
             },
             "kernel": {"used_bytes": 3 * KIB * KIB + 200, "persistent_bytes": 204800},
         },
@@ -107,8 +111,16 @@ def n150(device_id: int = 0, **changes: Any) -> dict[str, Any]:
     return {**device, **changes}
 
 
-def _memory(used: int, total: int, peak: int) -> dict[str, int]:
-    return {"used_bytes": used, "total_bytes": total, "free_bytes": total - used, "peak_bytes": peak}
+def _memory(used: int, total: int, peak: int) -> dict[str, int | str]:
+    return {
+        "used_bytes": used,
+        "total_bytes": total,
+        "free_bytes": total - used,
+        "peak_bytes": peak,
+        "peak_at_ns": TAKEN_NS - 12_300_000_000,
+        "peak_by": "weights",
+        "peak_buffers": 12,
+    }
 
 
 def p150(device_id: int = 0, **changes: Any) -> dict[str, Any]:
@@ -131,6 +143,7 @@ def p150(device_id: int = 0, **changes: Any) -> dict[str, Any]:
                     "l1_used_bytes": l1,
                     "l1_lowest_address": size - l1,
                     "headroom_bytes": size - l1 - base - cb,
+                    "cb_peak_bytes": cb + 4096,
                 }
             )
     cb = sum(c["cb_physical_bytes"] for c in cores)
@@ -175,6 +188,7 @@ def p150(device_id: int = 0, **changes: Any) -> dict[str, Any]:
                 "logical_bytes": 9 * cb,
                 "resident_bytes": cb // 2,
                 "peak_bytes": cb,
+                **dict.fromkeys(("peak_at_ns", "peak_by", "peak_programs")),
             },
             "kernel": {"used_bytes": None, "persistent_bytes": None},
         },

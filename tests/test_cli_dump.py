@@ -16,19 +16,24 @@ from typing import Any
 import pytest
 from made_devices import TAKEN_NS, n150, p150, stale, tt_metal
 
-from ttmem.cli.dump import main, screen_of
+from ttmem.cli.dump import main
+from ttmem.cli.screens import screen_of
 from ttmem.units import format_bytes
 
 
 @dataclass
 class FakeSnapshot:
     device: dict[str, Any]
+    buffers_omitted = None
 
     def to_dict(self) -> dict[str, Any]:
         return self.device
 
     def core_map(self, x: int, y: int) -> dict[str, list[list[int]]]:
         return {"cb_ranges": [[105664, 580800]], "l1_ranges": [[1454080, 1474560]]}
+
+    def buffers(self) -> list[dict[str, Any]]:
+        return []
 
 
 @dataclass
@@ -79,7 +84,8 @@ def test_json_is_the_contract_object(host: FakeReading, capsys: pytest.CaptureFi
     whole = json.loads(capsys.readouterr().out)
     assert list(whole) == ["schema", "host", "taken_ns", "devices"]
     assert (whole["schema"], whole["taken_ns"]) == (1, TAKEN_NS)
-    assert whole["devices"] == [n150(), tt_metal(1)]
+    no_buffers = {"buffers": None, "buffers_omitted": None}
+    assert whole["devices"] == [{**n150(), **no_buffers}, {**tt_metal(1), **no_buffers}]
 
 
 @pytest.mark.parametrize(("found", "code"), [(0, 1), (2, 4)])

@@ -7,6 +7,7 @@ import json
 import struct
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from segment_files import GOLDEN, PAGE, Block, File, Section, figures, put_together, sealed, take_apart
@@ -24,6 +25,16 @@ def test_there_are_golden_files_of_each_version() -> None:
     assert {path.name.split("-")[0] for path in FILES} >= {"1.0"}
 
 
+def keeps(seen: Any, wanted: Any) -> bool:
+    """Whether all that was there has its value still; what an object has besides is not known of an old file."""
+    if isinstance(wanted, dict):
+        added = [seen[name] for name in seen.keys() - wanted.keys()]
+        return all(value is None for value in added) and all(keeps(seen[name], wanted[name]) for name in wanted)
+    if isinstance(wanted, list):
+        return len(seen) == len(wanted) and all(map(keeps, seen, wanted))
+    return bool(seen == wanted)
+
+
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
 def test_a_golden_file_gives_its_figures_for_ever(path: Path) -> None:
     expected = json.loads(path.with_name(path.name.replace(".bin.gz", ".json")).read_text(encoding="utf-8"))
@@ -31,7 +42,7 @@ def test_a_golden_file_gives_its_figures_for_ever(path: Path) -> None:
     # Fields may be added to the JSON; those that were there keep their values.
     assert len(seen) == len(expected)
     for device, wanted in zip(seen, expected, strict=True):
-        assert {name: device[name] for name in wanted} == wanted
+        assert keeps(device, wanted)
 
 
 def test_taking_a_file_apart_and_together_changes_no_figure() -> None:
@@ -60,7 +71,7 @@ def with_a_later_minor_version(file: File) -> None:
 def with_words_in_reserved_places(file: File) -> None:
     file.header[208:504] = bytes(range(1, 149)) * 2
     block_of(file).header[464:504] = bytes(range(1, 41))
-    block_of(file).control = block_of(file).control[:40] + bytes(range(1, 25))
+    block_of(file).control = block_of(file).control[:48] + bytes(range(1, 17))
 
 
 def with_longer_strides(file: File) -> None:

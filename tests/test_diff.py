@@ -10,6 +10,7 @@ from made_devices import n150
 
 import ttmem
 from ttmem.cli.diff import main
+from ttmem.cli.dump import main as dump_main
 from ttmem.diff import diff
 from ttmem.dumps import Dump, DumpError, dump_of_text, kind_of_file, read_dump, read_live
 
@@ -52,6 +53,44 @@ def test_a_buffer_that_stays_is_a_leak_named_by_its_maker(capsys, tmp_path):
     assert "dram" in err
     assert found["devices"][0]["oldest_buffers"][0]["name"] == "weights"
     assert found["devices"][0]["oldest_buffers"][0]["age_ns"] >= 0
+
+
+def test_two_plain_dumps_name_a_leak_and_the_oldest_live_buffers(capsys, tmp_path):
+    def dumped(name):
+        assert dump_main(["--json"]) == 0
+        (tmp_path / name).write_text(capsys.readouterr().out)
+        return str(tmp_path / name)
+
+    with ttmem.publish(0, **N150) as pub:
+        pub.allocate("DRAM", 4096, name="weights")
+        pub.deallocate(pub.allocate("DRAM", 4096, name="freed"))
+        a = dumped("a.json")
+        pub.allocate("L1", 64 * 2048, address=1400000, size_per_bank=2048, name="ttnn.matmul")
+        b = dumped("b.json")
+    found, err = answer(capsys, a, b, "--fail-on-leak", code=3)
+    assert "cannot be named" not in err
+    (device,) = found["devices"]
+    (leak,) = device["leaks"]
+    assert [(row["name"], row["size_bytes"]["delta"]) for row in leak["buffers"]] == [("ttnn.matmul", 64 * 2048)]
+    dump = json.loads((tmp_path / "b.json").read_text())
+    allocated = {row["name"]: row["allocated_ns"] for row in dump["devices"][0]["buffers"]}
+    assert [(row["name"], row["age_ns"]) for row in device["oldest_buffers"]] == [
+        (name, max(0, dump["taken_ns"] - allocated[name])) for name in ("weights", "ttnn.matmul")
+    ]
+
+
+def test_buffers_beyond_the_table_are_counted_and_a_diff_says_that_they_are_not_named(capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr("ttmem.dumps.BUFFERS_MAX", 3)
+    with ttmem.publish(0, **N150) as pub:
+        a = save(tmp_path / "a.json", read_live())
+        for size in range(1, 6):
+            pub.allocate("DRAM", size, name=f"b{size}")
+        dump = read_live()
+        b = save(tmp_path / "b.json", dump)
+    assert [row["name"] for row in dump.devices[0]["buffers"]] == ["b5", "b4", "b3"]
+    assert dump.devices[0]["buffers_omitted"] == 2
+    _, err = answer(capsys, a, b, code=0)
+    assert "2 of its live buffers" in err
 
 
 def test_without_the_option_a_leak_is_shown_and_the_end_is_0(capsys, tmp_path):

@@ -14,8 +14,11 @@ from hypothesis import strategies as st
 from made_devices import SETS, TAKEN_NS, n150, p150, stale, tt_metal
 
 from ttmem.units import format_bytes
-from ttmem.views.cores import METRICS, render_heat_map, render_map
+from ttmem.views.address import render_map
+from ttmem.views.cores import METRICS
 from ttmem.views.dump import render_devices
+from ttmem.views.explanation import render_explanation
+from ttmem.views.heat import render_heat_map
 from ttmem.views.tables import render_list, render_processes, render_programs
 from ttmem.views.text import Screen, cell_width
 
@@ -114,6 +117,27 @@ def test_every_figure_is_the_json_figure_at_any_width(name: str, width: int) -> 
     text = dump(name, width)
     check_figures(text, SETS[name]()[0])
     check_sum(text, SETS[name]()[0])
+
+
+def shared(count: int) -> dict[str, Any]:
+    """An N150 that several living processes have open."""
+    device = n150()
+    rows = [{**device["processes"][0], "pid": 100 + i, "state": "live"} for i in range(count)]
+    warnings = [f"peaks are sums over {count} processes: upper bounds, for they need not have coincided"]
+    return {**device, "processes": rows, "warnings": warnings if count > 1 else []}
+
+
+@pytest.mark.parametrize(("unicode", "mark"), [(True, "≤ "), (False, "<= ")])
+def test_the_peaks_of_several_processes_are_marked_as_upper_bounds(unicode: bool, mark: str) -> None:
+    device = shared(2)
+    text = render_devices([device], Screen(width=120, unicode=unicode), now_ns=TAKEN_NS)
+    for kind in ("cb", "l1", "dram", "l1_small"):
+        assert f"peak {mark}{format_bytes(device['memory'][kind]['peak_bytes'])}" in text
+    assert text.count("upper bounds") == 1
+    alone = render_devices([shared(1)], Screen(width=120, unicode=unicode), now_ns=TAKEN_NS)
+    assert mark not in alone
+    assert "upper bound" not in alone
+    assert "at most" in " ".join(render_explanation([device], Screen(width=120)).split())
 
 
 sizes = st.one_of(st.none(), st.just(0), st.integers(1, 2**45))
@@ -261,7 +285,7 @@ def test_a_map_names_every_range_and_covers_all_of_l1() -> None:
     assert spans[-1][1] == 1499136
     assert all(a[1] == b[0] for a, b in pairwise(spans))
     assert "ttnn::matmul, ttnn::softmax" in text
-    assert "(overlap)" in text
+    assert "ttnn::matmul, ttnn::softmax + L1 buffer" in text
 
 
 def test_a_map_without_names_tells_which_programs_reach_as_far() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -351,3 +352,97 @@ def test_once_with_only_unreadable_files_is_4(shm: Path, capsys: pytest.CaptureF
     out, err = capsys.readouterr()
     assert value(samples(out), "ttmem_up") == 0
     assert name in err
+
+
+# The names of others, and conventions
+
+
+def exposed(*devices: dict[str, Any], **options: Any) -> str:
+    found = [Snapshot.of_dict(device, taken_ns=1) for device in devices]
+    collector = DeviceCollector(lambda: HostReading(1, found, [], len(found)), **options)
+    return generate_latest(registry_of(collector)).decode()
+
+
+def test_the_names_of_tt_exporter_carry_the_figures_of_the_json() -> None:
+    device = n150()
+    rows = [
+        {**device["processes"][0], "pid": 7, "state": "live"},
+        {**device["processes"][0], "pid": 8, "state": "stale"},
+    ]
+    device["processes"] = rows
+    found = samples(exposed(device, compat=["tenstorrent"], per_process=True))
+    chip = {"asic_id": f"0x{int(device['asic_id'], 16):016x}", "device_id": ""}
+    assert value(found, "tenstorrent_dram_used_bytes", **chip) == device["memory"]["dram"]["used_bytes"]
+    assert value(found, "tenstorrent_l1_used_bytes", **chip) == device["memory"]["l1"]["used_bytes"]
+    assert value(found, "tenstorrent_mem_phantom", **chip) == 0
+    assert value(found, "tenstorrent_shm_num_active_processes", **chip) == 1
+    held = [(labels, held) for (name, labels), held in found.items() if name == "tenstorrent_proc_dram_used_bytes"]
+    assert held == [(frozenset({**chip, "pid": "7", "process_name": rows[0]["name"]}.items()), rows[0]["dram_bytes"])]
+
+
+def test_the_names_of_tt_mgmtd_carry_the_figures_of_the_json() -> None:
+    device = n150()
+    found = samples(exposed(device, tt_metal(5), compat=["tt-mgmt"]))
+    board = {"device": "0", "arch": "wormhole_b0"}
+    memory = device["memory"]
+    assert value(found, "tt_cb_used_bytes", **board) == memory["cb"]["physical_bytes"]
+    for kind in ("dram", "l1", "l1_small", "trace"):
+        assert value(found, f"tt_{kind}_used_bytes", **board) == memory[kind]["used_bytes"]
+    assert value(found, "tt_l1_total_bytes", **board) == memory["l1"]["total_bytes"]
+    assert not any(name.startswith("tt_process_") for name, _ in found)
+
+
+def test_without_compat_there_are_only_our_names() -> None:
+    assert {name.partition("_")[0] for name, _ in samples(exposed(n150(), per_core=True, per_process=True))} == {
+        "ttmem"
+    }
+
+
+def test_a_name_of_nobody_is_wrong_usage() -> None:
+    assert main(["--compat", "nobody", "--once"]) == 2
+
+
+UNITS = ("_bytes", "_seconds", "_total", "_info", "_ratio")
+COUNTS = {"ttmem_up", "ttmem_shm_state", "ttmem_clash_predicted", "ttmem_processes", "ttmem_programs"}
+THEIRS = {"tenstorrent_mem_phantom", "tenstorrent_shm_num_active_processes"}
+
+
+def test_names_types_help_and_units_keep_the_conventions_of_prometheus() -> None:
+    """What ``promtool check metrics`` asks for: help, no unit but base units, at the end, counters and only they _total."""
+    text = exposed(n150(), per_core=True, per_process=True, compat=["tenstorrent", "tt-mgmt"])
+    families = list(parse(text))
+    assert len({family.name for family in families}) == len(families)
+    for family in families:
+        sampled = {sample.name for sample in family.samples} or {family.name}
+        assert family.documentation.endswith(".")
+        assert family.type in ("gauge", "counter")
+        for name in sampled:
+            assert re.fullmatch(r"[a-z][a-z0-9_]*", name)
+            assert name.endswith("_total") == (family.type == "counter")
+            assert name.endswith(UNITS) or name in COUNTS | THEIRS
+            assert not re.search(r"_(kb|kib|mb|mib|gb|gib|ms|ns|us|percent|gauge|counter)(_|$)", name)
+        for sample in family.samples:
+            assert all(
+                re.fullmatch(r"[a-z][a-z0-9_]*", label) and not label.startswith("__") for label in sample.labels
+            )
+
+
+def test_processes_beyond_the_limit_have_no_series_and_are_said() -> None:
+    device = n150()
+    first = device["processes"][0]
+    device["processes"] = [{**first, "pid": i, "state": "live", "dram_bytes": i} for i in range(1, 301)]
+    told: list[str] = []
+    text = exposed(device, per_process=True, compat=["tt-mgmt"], tell=told.append)
+    pids = {dict(labels)["pid"] for name, labels in samples(text) if name == "ttmem_process_memory_bytes"}
+    assert pids == {str(i) for i in range(45, 301)}
+    assert pids == {dict(labels)["pid"] for name, labels in samples(text) if name == "tt_process_dram_bytes"}
+    assert told == [f"device 0 ({device['asic_id']}): 44 processes are not exported one by one"]
+    assert value(samples(text), "ttmem_scrape_errors_total", reason="limit") == 1
+
+
+def test_the_number_of_series_is_bounded_by_devices_cores_and_the_limits() -> None:
+    device = p150()
+    device["processes"] = [{**n150()["processes"][0], "pid": i} for i in range(1000)]
+    found = samples(exposed(device, per_core=True, per_process=True))
+    cores = len(device["cores"])
+    assert len(found) < 120 + 8 * cores + 6 * 256

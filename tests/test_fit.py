@@ -131,3 +131,48 @@ def test_an_unknown_limit_is_no_answer(capsys):
 def test_no_device_ends_with_1(capsys):
     assert main(["--cb", "1x2048", "--cores", "0-0:0-0"]) == 1
     assert "no device is published" in capsys.readouterr().err
+
+
+# Right-sizing.
+
+
+def test_sizes_are_suggested_from_the_peaks_of_a_device_with_a_margin(capsys, tmp_path, monkeypatch):
+    monkeypatch.setenv("TTMEM_SHM_DIR", str(tmp_path))
+    # What ttmem.ttnn.track publishes: a region of 64 KiB in each of 12 banks.
+    with ttmem.publish(
+        0, arch="wormhole_b0", grid=(8, 8), l1_small_size=24576, dram_size=12 * 2**30, trace_region_size=12 * 65536
+    ) as pub:
+        pub.deallocate(pub.allocate("L1_SMALL", 64 * 1000))
+        traces = [pub.allocate("TRACE", size) for size in (100_000, 23_000)]
+        for trace in traces:
+            pub.deallocate(trace)
+        assert main(["--suggest", "--json"]) == 0
+        (device,) = json.loads(capsys.readouterr().out)["devices"]
+        small, trace = device["suggestions"]
+        assert main(["--suggest", "--margin", "0"]) == 0
+        text = " ".join(capsys.readouterr().out.split())
+    aligned = {size: -(-size // 64) * 64 for size in (1000, 123_000)}
+    assert (small["option"], small["needed_bytes"], small["configured_bytes"]) == ("l1_small_size", 1024, 24576)
+    assert (trace["option"], trace["needed_bytes"]) == ("trace_region_size", aligned[123_000])
+    assert trace["configured_bytes"] == 65536
+    for size in (small, trace):
+        assert size["suggested_bytes"] % 64 == 0
+        assert 1.1 * size["needed_bytes"] <= size["suggested_bytes"] < 1.1 * size["needed_bytes"] + 64
+    assert f"trace_region_size={aligned[123_000]} is suggested" in text
+    assert f"it was 65536, {aligned[123_000] - 65536} too few" in text
+
+
+def test_a_capture_suggests_what_its_own_buffers_need(capsys):
+    capture = str(CAPTURES / "n150_conv.json.gz")
+    assert main([capture, "--suggest", "--json"]) == 0
+    (device,) = json.loads(capsys.readouterr().out)["devices"]
+    view = json.loads((CAPTURES / "n150_conv.meta.json").read_text())["view_L1_SMALL"]
+    (size,) = device["suggestions"]
+    assert view["total_bytes_allocated_per_bank"] <= size["needed_bytes"] < size["suggested_bytes"]
+    assert size["suggested_bytes"] <= view["total_bytes_per_bank"]
+
+
+@pytest.mark.parametrize("argv", [["--suggest", "--cb", "1x1"], [], ["--suggest", "--margin", "-1"]])
+def test_suggest_and_cb_exclude_each_other(argv, capsys):
+    assert main(argv) == 2
+    assert "usage" in capsys.readouterr().err

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import struct
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tracing import Tracee, mark
@@ -199,3 +201,46 @@ def test_collectors_racing_with_writers_that_start_and_die_remove_no_living_one(
             os.waitpid(pid, 0)
     segment.collect(directory, "", grace_ns=0)
     assert list(directory.iterdir()) == []
+
+
+def nameless_files_fail(monkeypatch: pytest.MonkeyPatch) -> None:
+    true_open = os.open
+
+    def open_without(path: Any, flags: int, *args: Any, **kwargs: Any) -> int:
+        if flags & os.O_TMPFILE == os.O_TMPFILE:
+            raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
+        return true_open(path, flags, *args, **kwargs)
+
+    monkeypatch.setattr(segment.os, "open", open_without)
+
+
+def test_what_a_writer_left_under_the_hidden_name_of_its_making_goes(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nameless_files_fail(monkeypatch)
+
+    def body() -> None:
+        mark()
+        ttmem.publish(0, grid=(1, 1))
+        mark()
+
+    hidden = 0
+    stop = 0
+    while True:
+        stop += 1
+        with Tracee(body) as writer:
+            if not all(writer.to_system_call() for _ in range(stop)):
+                break
+            while_alive = set(directory.iterdir())
+            # While it is being made it is nobody's to remove.
+            assert segment.collect(directory, "", grace_ns=0) == []
+            assert set(directory.iterdir()) == while_alive
+            writer.kill()
+        hidden += any(path.name.startswith(".") for path in directory.iterdir())
+        with monkeypatch.context() as patch:
+            patch.setattr(segment, "MAKING_NS", 0)
+            segment.collect(directory, "", grace_ns=0)
+        assert list(directory.iterdir()) == []
+    assert hidden > 5
+    for path in directory.iterdir():
+        path.unlink()

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import ttmem
@@ -356,6 +356,7 @@ def sealed(data: bytearray, start: int) -> bytes:
 
 
 @settings(max_examples=150, deadline=None)
+@example(start=BLOCK, word=7, value=2**63 + 4096, halves=False)  # worker_l1_size
 @given(
     start=st.sampled_from((0, BLOCK)),
     word=st.integers(0, 62),

@@ -6,7 +6,9 @@ import base64
 import copy
 import hashlib
 import json
+import random
 import re
+import time
 from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
@@ -19,13 +21,16 @@ from made_devices import TAKEN_NS, eight, n150, p150, stale, thirty_two, tt_meta
 import ttmem
 from ttmem.cli.dump import main
 from ttmem.cli.page import PageFile
+from ttmem.dumps import Dump
+from ttmem.recording import RecordingWriter
 from ttmem.units import format_bytes, format_exact
-from ttmem.views.cores import _short
 from ttmem.views.dump import used_l1
 from ttmem.views.explanation import explain_figures, render_explanation
+from ttmem.views.heat import short_size
 from ttmem.views.html import CORE_COLUMNS, render_html
 from ttmem.views.notes import notes
 from ttmem.views.text import Screen, percent
+from ttmem.views.timeline import Timeline, timeline_of
 
 EVIL = "</script><script>alert(1)</script><img src=x onerror=alert(2)>\"'`{{7*7}}\u2028<!--"
 
@@ -48,7 +53,11 @@ def page(*devices: dict[str, Any], **options: Any) -> str:
     return render_html(devices, taken_ns=TAKEN_NS, host=options.pop("host", "lab-7"), core_details=details, **options)
 
 
-def recording(count: int, *, devices: int = 1) -> list[dict[str, Any]]:
+def recorded(count: int, *, devices: int = 1) -> Timeline:
+    return timeline_of(moments(count, devices=devices))
+
+
+def moments(count: int, *, devices: int = 1) -> list[dict[str, Any]]:
     dumps = []
     for i in range(count):
         made = [n150(number) for number in range(devices)]
@@ -89,7 +98,7 @@ def data_of(text: str) -> dict[str, Any]:
 
 
 def test_the_page_is_one_file_without_addresses() -> None:
-    text = page(n150(), p150(1), timeline=recording(5))
+    text = page(n150(), p150(1), timeline=recorded(5))
     for tag, attributes in Page(text).elements:
         assert tag not in ("link", "img", "iframe", "object", "embed") or attributes.get("href") == "data:,", tag
         for name in ("src", "href", "srcset", "action", "poster"):
@@ -192,18 +201,26 @@ def galaxy_details() -> list[dict[tuple[int, int], dict[str, Any]]]:
 
 
 def test_32_devices_of_140_cores_stay_under_3_mb() -> None:
-    text = page(*galaxy(), core_details=galaxy_details(), timeline=recording(1000, devices=32))
+    text = page(*galaxy(), core_details=galaxy_details(), timeline=recorded(1000, devices=32))
     assert len(text.encode()) < 3_000_000
     (shown, *_) = data_of(text)["devices"]
     assert len(shown["core_rows"]) == 140
     assert len(shown["program_rows"]) + shown["program_rows_hidden"] == 1024 + 3
 
 
-def test_a_long_timeline_keeps_its_peaks() -> None:
-    (line,) = data_of(page(n150(), timeline=recording(20_000)))["timeline"]["devices"]
-    assert len(line["ms"]) <= 8000
-    assert max(line["series"][1]) == 65536 * 99
-    assert line["step"] == 3
+def test_a_recording_of_32_devices_that_are_never_alike_stays_under_3_mb() -> None:
+    dice = random.Random(7)
+    timeline = Timeline()
+    for i in range(2000):
+        made = [n150(number) for number in range(32)]
+        for device in made:
+            for name, figures in device["memory"].items():
+                figures["physical_bytes" if name == "cb" else "used_bytes"] = dice.randrange(10**9)
+            device["memory"]["cb"]["resident_bytes"] = dice.randrange(10**9)
+            device["l1_accounting"]["cb_bytes"] = dice.randrange(10**9)
+        timeline.add(TAKEN_NS + i * 100_000_003, made)
+    text = page(*galaxy(), core_details=galaxy_details(), timeline=timeline)
+    assert len(text.encode()) < 3_000_000
 
 
 def test_unknown_devices_and_no_devices_make_a_page() -> None:
@@ -307,7 +324,9 @@ def test_the_browser_shows_the_figures_of_the_json(show: Any, make: Any) -> None
             assert format_exact(account[f"{key}_bytes"]) in row, name
 
 
-@pytest.mark.parametrize("metric", ["cb_physical_bytes", "cb_resident_bytes", "l1_used_bytes", "headroom_bytes"])
+@pytest.mark.parametrize(
+    "metric", ["cb_physical_bytes", "cb_resident_bytes", "cb_peak_bytes", "l1_used_bytes", "headroom_bytes"]
+)
 def test_the_heat_map_holds_every_core_of_the_json(show: Any, metric: str) -> None:
     device = n150()
     browser = show(page(device))
@@ -321,7 +340,7 @@ def test_the_heat_map_rounds_as_the_terminal_does(show: Any) -> None:
     browser = show(page(n150(cores=[{**n150()["cores"][x], "headroom_bytes": size} for x, size in enumerate(sizes)])))
     browser.click('[data-metric="headroom_bytes"]')
     numbers = browser.run("[...document.querySelectorAll('rect.core + text')].map(t => t.textContent)")
-    assert numbers == [_short(size, 1024) for size in sizes]
+    assert numbers == [short_size(size, 1024) for size in sizes]
 
 
 def test_hovering_a_core_tells_its_figures(show: Any) -> None:
@@ -365,6 +384,28 @@ def test_the_address_map_zooms_to_the_gap_and_back(show: Any) -> None:
     assert browser.run(label) != whole
     browser.click('[data-zoom="All"]')
     assert browser.run(label) == whole
+
+
+def test_hovering_a_range_names_the_programs_behind_it_largest_first(show: Any) -> None:
+    device = n150()
+    everywhere = {"core_ranges": "{[0-0 - 7-7]}", "kind": "circular_buffer"}
+    device["programs"] = [
+        {
+            **device["programs"][0],
+            "name": f"op<{i}>",
+            "count": 1,
+            "program_id": i,
+            "circular_buffers": [{"address": 105664, "size": 400_000 + i % 2, **everywhere}],
+        }
+        for i in range(9)
+    ]
+    details = {(0, 0): {"cb_ranges": [[105664, 505665]], "l1_ranges": []}}
+    browser = show(page(device, core_details=[details]), anchor="#device=0&core=0,0")
+    browser.hover('rect.range[data-part="cb"]')
+    said = text_of(browser, "#tip")
+    assert said.index("op<1>") < said.index("op<7>") < said.index("op<0>")
+    assert "and 3 more" in said
+    assert "CB: op<1> and 8 more" in text_of(browser, "#map")
 
 
 def test_an_overlap_is_drawn_where_both_lie(show: Any) -> None:
@@ -436,7 +477,7 @@ def test_on_paper_it_is_light_and_without_buttons(show: Any) -> None:
 def test_nothing_runs_off_the_side(show: Any, width: int) -> None:
     device = n150()
     device["programs"][0]["name"] = "ttnn::" + "x" * 300
-    browser = show(page(*[device, *eight()[1:]], timeline=recording(20)), width=width)
+    browser = show(page(*[device, *eight()[1:]], timeline=recorded(20)), width=width)
     assert browser.run("document.documentElement.scrollWidth") <= width
 
 
@@ -458,7 +499,7 @@ def test_32_devices_of_140_cores_can_be_used(show: Any) -> None:
 
 
 def test_the_timeline_shows_the_moment_under_the_mouse(show: Any) -> None:
-    browser = show(page(n150(), timeline=recording(51)))
+    browser = show(page(n150(), timeline=recorded(51)))
     assert "51 moments over 0.50 s" in text_of(browser, "[aria-label=Timeline]")
     browser.hover('svg.chart[aria-label="CB, CB resident"] rect')
     said = text_of(browser, "#tip")
@@ -486,6 +527,46 @@ def test_shares_read_the_same_as_in_the_terminal(show: Any, used: int) -> None:
     said = text_of(browser, '[data-label="DRAM"] .more')
     assert said.startswith(f"{percent(used, 12 * 1024**3)} of 12.0 GiB")
     assert browser.run("document.querySelectorAll('[data-label=DRAM] .bar i').length") == (1 if used else 0)
+
+
+def test_a_peak_tells_its_moment_and_what_reached_it(published: ttmem.Publisher, show: Any) -> None:
+    before_ns = time.time_ns()
+    program = published.add_program(
+        [ttmem.CircularBuffer(105664, 2**20, ttmem.CoreRange(ttmem.CoreCoord(0, 0), ttmem.CoreCoord(7, 7)))],
+        name="<softmax>",
+    )
+    published.remove_program(program)
+    device = published.snapshot().to_dict()
+    cb = device["memory"]["cb"]
+    assert (cb["peak_by"], cb["peak_programs"]) == ("<softmax>", 2)
+    # The clock is a coarse one.
+    assert before_ns - 50_000_000 <= cb["peak_at_ns"] <= time.time_ns()
+    (said,) = (text for text in explain_figures(device) if text.startswith("CB peaked"))
+    assert f"{format_bytes(cb['peak_bytes'])} when <softmax> came into the cache, at 2" in said
+    assert said.endswith("with 2 programs there.")
+    browser = show(render_html([device], taken_ns=time.time_ns(), host="x"))
+    shown = text_of(browser, "[aria-label='Highest since publish'] tbody tr").split("\t")
+    assert [shown[0], shown[1], shown[3], shown[4]] == ["CB", format_bytes(cb["peak_bytes"]), "<softmax>", "2 programs"]
+    assert shown[2] in said
+    browser.click("[data-metric=cb_peak_bytes]")
+    peaks = {(core["x"], core["y"]): core["cb_peak_bytes"] for core in device["cores"]}
+    assert set(peaks.values()) == {2**20}
+    assert browser.run("document.querySelector('rect.core[data-core=\"7,7\"]').dataset.value") == str(2**20)
+
+
+def test_peaks_whose_moment_is_unknown_are_not_dated() -> None:
+    device = p150()
+    assert "CB" not in [row[0] for row in data_of(page(device))["devices"][0]["peaks"]]
+    assert not any("CB peaked at" in text and "UTC" in text for text in explain_figures(device))
+
+
+def test_the_peaks_of_several_processes_are_marked_as_upper_bounds(show: Any) -> None:
+    device = n150()
+    peak = format_bytes(device["memory"]["cb"]["peak_bytes"])
+    first = {**device["processes"][0], "state": "live"}
+    for count, said in ((1, f"peak {peak}"), (2, f"peak \u2264 {peak}")):
+        browser = show(page({**device, "processes": [{**first, "pid": 7 + i} for i in range(count)]}))
+        assert said in text_of(browser, '[data-label="CB"] .more')
 
 
 def test_a_galaxy_of_replays_says_so(show: Any) -> None:
@@ -564,9 +645,116 @@ def test_a_page_written_again_holds_a_timeline(published: ttmem.Publisher, tmp_p
         snapshot = published.snapshot()
         page_file.write([snapshot], [snapshot.to_dict()], TAKEN_NS + i * 1_000_000)
         published.allocate(ttmem.BufferType.DRAM, 4096)
-    (line,) = data_of((tmp_path / "out.html").read_text())["timeline"]["devices"]
-    assert line["series"][6] == [0, 4096, 8192]
-    assert line["ms"] == [0, 1, 2]
+    over_time = data_of((tmp_path / "out.html").read_text())["timeline"]
+    (line,) = over_time["devices"]
+    assert over_time["lists"][line["series"][6]] == [0, 1, 4096, 1, 8192, 1]
+    assert over_time["ms"] == [0, 1, 2]
+    assert over_time["shown_ms"] == 2
+
+
+@pytest.fixture(scope="module")
+def recorded_file(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str, Any]]]:
+    """A recording of three chips: the second one is fullest in the middle, the third leaves."""
+    path = tmp_path_factory.mktemp("recording") / "run.ttmem"
+    dumps = []
+    with RecordingWriter(path) as writer:
+        for i in range(21):
+            made = [n150(number) for number in range(3 if i < 15 else 2)]
+            for device in made:
+                device["memory"]["dram"]["used_bytes"] = 2**20 * i
+            made[1]["l1_accounting"]["cb_bytes"] -= 65536 * abs(10 - i)
+            made[1]["l1_accounting"]["free_bytes"] += 65536 * abs(10 - i)
+            dump = Dump(made, TAKEN_NS + i * 100_000_000, "lab-9")
+            writer.write(dump)
+            dumps.append(dump.to_dict())
+    return path, dumps
+
+
+def test_the_page_of_a_recording_shows_the_fullest_moment_and_the_timeline_of_all(
+    recorded_file: Any, tmp_path: Path, show: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, dumps = recorded_file
+    page_path = tmp_path / "out.html"
+    assert main(["--html", str(page_path), str(path)]) == 0
+    assert "21 moments; shown is the fullest 1.00 s after the first" in capsys.readouterr().err
+    data = data_of(page_path.read_text())
+    assert data["host"] == "lab-9"
+    assert data["taken_ns"] == dumps[10]["taken_ns"]
+    assert [device["memory"] for device in data["devices"]] == [device["memory"] for device in dumps[10]["devices"]]
+    browser = show(page_path.read_text())
+    said = text_of(browser, "[aria-label='Timeline of all devices']")
+    assert "21 moments over 2.00 s" in said
+    assert "Devices 0-1" in said
+    assert f"highest {format_bytes(20 * 2**20)} at 2.00 s" in said
+    assert browser.run("document.querySelectorAll('svg.spark path').length") == 3
+    assert browser.run("document.querySelectorAll('svg.chart .shown').length") >= 4
+    browser.hover("svg.chart[aria-label='DRAM'] rect")
+    assert f"Device 2\n{format_bytes(10 * 2**20)}" in text_of(browser, "#tip").replace("\t", "\n")
+
+
+def test_a_device_that_left_before_the_moment_shown_is_in_the_timeline_only(
+    recorded_file: Any, tmp_path: Path, show: Any
+) -> None:
+    path, _ = recorded_file
+    page_path = tmp_path / "out.html"
+    assert main(["--html", str(page_path), str(path), "--at", "last"]) == 0
+    data = data_of(page_path.read_text())
+    assert [device["device_id"] for device in data["devices"]] == [0, 1]
+    gone = next(line for line in data["timeline"]["devices"] if line["device_id"] == 2)
+    assert data["timeline"]["lists"][gone["series"][6]][-2:] == [None, 6]
+    browser = show(page_path.read_text())
+    assert "Not there at the moment that this page shows: Device 2" in text_of(browser)
+
+
+@pytest.mark.parametrize(("at", "index"), [("first", 0), ("last", 20), ("0.34", 3), ("99", 20), (None, 10)])
+def test_a_moment_of_a_file_stands_for_the_host(
+    recorded_file: Any, at: str | None, index: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, dumps = recorded_file
+    assert main(["--json", str(path), *([] if at is None else ["--at", at])]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["taken_ns"] == dumps[index]["taken_ns"]
+    assert told["host"] == "lab-9"
+    assert [device["memory"] for device in told["devices"]] == [device["memory"] for device in dumps[index]["devices"]]
+
+
+def test_a_file_can_be_queried_and_chosen_from(recorded_file: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    path, _ = recorded_file
+    query = ["--query", "device_id,memory.dram.used", "--format", "csv,noheader,nounits"]
+    assert main([str(path), "--at", "last", "-d", "1", *query]) == 0
+    assert capsys.readouterr().out == f"1, {20 * 2**20}\n"
+    assert main([str(path), "--at", "last", "-d", "2"]) == 1
+    assert "no such device: 2; there is 0, 1" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("wrong", [["-w"], ["--at", "soon"], ["--at", "-1"]])
+def test_what_a_file_cannot_do_is_wrong_usage(recorded_file: Any, wrong: list[str]) -> None:
+    assert main([str(recorded_file[0]), *wrong]) == 2
+
+
+def test_a_file_behind_cores_is_no_figure(recorded_file: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--cores", str(recorded_file[0])]) == 0
+    assert "physical CB of each core" in capsys.readouterr().out
+    assert main(["--cores", "cb_peak", str(recorded_file[0])]) == 0
+    assert "peak of the physical CB" in capsys.readouterr().out
+    assert main(["--cores", "cb_peek"]) == 2
+    assert "'cb_peek' is none of cb_physical" in capsys.readouterr().err
+
+
+def test_a_moment_needs_a_file() -> None:
+    assert main(["--at", "last"]) == 2
+
+
+def test_a_file_that_is_missing_or_no_recording_keeps_the_promise_of_json(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["--json", str(tmp_path / "none")]) == 1
+    assert json.loads(capsys.readouterr().out)["devices"] == []
+    (tmp_path / "text").write_text("hello\n")
+    assert main(["--json", str(tmp_path / "text")]) == 4
+    captured = capsys.readouterr()
+    assert json.loads(captured.out)["devices"] == []
+    assert "ttmem-replay FILE --dump" in captured.err
 
 
 def test_explain_says_what_the_figures_mean(published: ttmem.Publisher, capsys: pytest.CaptureFixture[str]) -> None:

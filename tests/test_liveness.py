@@ -408,6 +408,32 @@ def test_a_reader_in_another_pid_namespace_sees_who_lives(start: Callable[..., W
     assert subprocess.run(command, env=environment, capture_output=True, text=True).stdout == "stale 0\n"
 
 
+@pytest.mark.skipif(not can_unshare(), reason="unshare --pid is not permitted here")
+def test_a_forked_child_with_its_parents_pid_in_a_nested_namespace_withdraws_nothing(
+    start: Callable[..., Writer],
+) -> None:
+    assert UNSHARE is not None
+    code = """
+import ctypes
+assert os.getpid() == 1
+assert ctypes.CDLL(None, use_errno=True).unshare(0x20000000) == 0
+pid = os.fork()
+if pid == 0:
+    assert os.getpid() == 1
+    assert not publisher.published
+    again = ttmem.publish(1, grid=(2, 2))
+    assert again.path != publisher.path
+    sys.exit(0)
+say(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+wait()
+"""
+    writer = start(code, before=(UNSHARE, "--pid", "--fork", "--kill-child", "--mount-proc"))
+    assert writer.hear() == "0"
+    (device,) = ttmem.devices()
+    assert device.state == "live"
+    assert device.memory.dram.used_bytes == 1000
+
+
 def test_a_reused_pid_is_not_taken_for_the_writer(start: Callable[..., Writer], directory: Path) -> None:
     writer = start("say('ready'); wait()\n")
     assert writer.hear() == "ready"

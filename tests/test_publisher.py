@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import os
 import threading
+import time
+from collections import Counter
 from pathlib import Path
+from random import Random
 
 import numpy as np
 import pytest
@@ -438,6 +441,8 @@ operation = st.one_of(
 def test_the_published_figures_equal_the_dumbest_model(operations):
     """A set of bytes per core, rebuilt from the live programs and buffers after every step."""
     programs, buffers = [], []
+    peaks = [0] * len(MODEL_CORES)
+    peak = 0
     with (
         ttmem.publish(9, grid=(3, 2), worker_l1_size=400, l1_cb_base=0, l1_small_size=0) as pub,
         ttmem.attach(9) as reader,
@@ -463,13 +468,176 @@ def test_the_published_figures_equal_the_dumbest_model(operations):
             for index, core in enumerate(MODEL_CORES):
                 covered = {byte for _, span, cores in programs if core in cores for byte in span}
                 total += len(covered)
+                peaks[index] = max(peaks[index], len(covered))
                 row = snapshot.cores[index]
+                assert row["cb_peak_bytes"] == peaks[index]
                 assert row["cb_physical_bytes"] == len(covered)
                 assert row["cb_logical_bytes"] == sum(len(span) for _, span, cores in programs if core in cores)
                 assert row["cb_region_end"] == max(covered, default=-1) + 1
                 assert row["l1_used_bytes"] == len(taken)
                 assert row["l1_lowest_address"] == min(taken, default=-1)
                 assert row["overlap_bytes"] == len(taken & covered)
-            assert snapshot.memory.cb.physical_bytes == total
+            peak = max(peak, total)
+            assert (snapshot.memory.cb.physical_bytes, snapshot.memory.cb.peak_bytes) == (total, peak)
             accounting = snapshot.l1_accounting
             assert accounting.free_bytes == 6 * 400 - total - 6 * len(taken) + accounting.overlap_bytes
+
+
+def test_a_peak_keeps_its_moment_what_reached_it_and_how_many_there_were(pub):
+    before = time.time_ns() - 20_000_000  # the clock of the stamps is coarse
+    weights = pub.allocate("DRAM", 5000, name="weights")
+    pub.allocate("DRAM", 100)
+    pub.deallocate(weights)
+    pub.add_program([CircularBuffer(105664, 4096, ALL)], name="small")
+    big = pub.add_program([CircularBuffer(105664, 8192, ALL)], name="big")
+    pub.remove_program(big)
+    pub.add_program([CircularBuffer(105664, 2048, ALL)], name="later")
+    memory = read().memory
+    assert (memory.dram.peak_bytes, memory.dram.peak_by, memory.dram.peak_buffers) == (5100, "buffer 2", 2)
+    assert (memory.cb.peak_bytes, memory.cb.peak_by, memory.cb.peak_programs) == (8192 * 64, "big", 2)
+    assert before < memory.dram.peak_at_ns <= memory.cb.peak_at_ns < time.time_ns() + 1
+    assert (memory.l1.peak_bytes, memory.l1.peak_at_ns, memory.l1.peak_by) == (0, None, None)
+
+
+def test_peaks_of_a_batch_are_those_of_each_of_its_changes(pub):
+    with pub.batch():
+        program = pub.add_program([CircularBuffer(105664, 8192, CoreCoord(1, 0))], name="in between")
+        pub.remove_program(program)
+        pub.deallocate(pub.allocate("L1", 77))
+    snapshot = read()
+    assert (snapshot.memory.cb.peak_bytes, snapshot.memory.cb.peak_by) == (8192, "in between")
+    assert snapshot.memory.l1.peak_bytes == 77
+    assert snapshot.cores["cb_peak_bytes"].tolist() == [0, 8192] + [0] * 62
+
+
+def test_peaks_start_anew_at_what_there_is(pub):
+    program = pub.add_program([CircularBuffer(105664, 8192, ALL)], name="big")
+    pub.allocate("L1", 50)
+    pub.deallocate(pub.allocate("L1", 100))
+    pub.add_program([CircularBuffer(105664, 4096, CoreCoord(0, 0))])
+    pub.remove_program(program)
+    pub.reset_peaks()
+    memory, cores = read().memory, read().cores
+    assert (memory.cb.peak_bytes, memory.cb.peak_by, memory.l1.peak_bytes, memory.dram.peak_bytes) == (
+        4096,
+        None,
+        50,
+        0,
+    )
+    assert cores["cb_peak_bytes"].tolist() == [4096] + [0] * 63
+    pub.add_program([CircularBuffer(0, 4096, CoreCoord(1, 0))], name="next")
+    memory = read().memory
+    assert (memory.cb.peak_bytes, memory.cb.peak_by) == (8192, "next")
+
+
+def test_a_program_row_lists_its_circular_buffers(pub):
+    pub.add_program(
+        [
+            CircularBuffer(105664, 4096, "{[0-0 - 7-0], [2-3 - 4-7]}"),
+            CircularBuffer(109760, 64, CoreCoord(7, 7), kind="dataflow_buffer"),
+            CircularBuffer(1_200_000, 512, ALL, globally_allocated=True),
+            CircularBuffer(105664, 4096, CoreCoord(1, 1)),
+        ]
+    )
+    (program,) = read().programs
+    assert program["circular_buffers"] == [
+        {"address": 105664, "size": 4096, "core_ranges": "{[0-0 - 7-0], [2-3 - 4-7]}", "kind": "circular_buffer"},
+        {"address": 109760, "size": 64, "core_ranges": "{[7-7 - 7-7]}", "kind": "dataflow_buffer"},
+        {"address": 105664, "size": 4096, "core_ranges": "{[1-1 - 1-1]}", "kind": "circular_buffer"},
+    ]
+
+
+@pytest.mark.parametrize(("count", "known"), [(23, True), (24, False)])
+def test_more_circular_buffers_than_a_row_has_room_for_are_unknown_and_counted_all_the_same(pub, count, known):
+    pub.add_program([CircularBuffer(105664 + 64 * i, 32, ALL) for i in range(count)])
+    (program,) = read().programs
+    assert (program.circular_buffers is not None) is known
+    assert program.cb_bytes_per_core == 32 * count
+
+
+def test_notes_of_a_writer_are_warnings_of_the_device(pub):
+    assert read().warnings == []
+    pub.note(1)
+    pub.note(4)
+    assert [text.partition(": ")[2] for text in read().warnings] == [
+        "programs that were laid out before it began to follow are not known",
+        "its figures are taken in windows and may lag",
+    ]
+
+
+def rows_of(snapshot):
+    """{(name, bytes per core): count} of the rows, and how many are left out."""
+    return {(row.name, row.cb_bytes_per_core): row["count"] for row in snapshot.programs}, snapshot.programs_omitted
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.tuples(st.integers(0, 6), st.integers(0, 3), st.booleans(), st.booleans()), max_size=60))
+def test_rows_are_the_live_programs_by_name_and_footprint(steps):
+    """Handles that are kept and handles that are dropped, names that come back: rows keep or reuse their places."""
+    with ttmem.publish(9, grid=(2, 1)) as pub, ttmem.attach(9) as reader:
+        handles = [pub.footprint([CircularBuffer(0, 16 + size, CoreCoord(0, 0))]) for size in range(4)]
+        names = [f"p{number}" for number in range(7)]
+        live = []
+        for name, size, prepared, remove in steps:
+            if remove and live:
+                program, _ = live.pop((name * 4 + size) % len(live))
+                pub.remove_program(program)
+            else:
+                what = handles[size] if prepared else [CircularBuffer(0, 16 + size, CoreCoord(0, 0))]
+                live.append((pub.add_program(what, name=names[name]), (names[name], 16 + size)))
+            wanted = Counter(key for _, key in live)
+            snapshot = reader.snapshot()
+            assert rows_of(snapshot) == (wanted, 0)
+            ids = dict(live)
+            assert all(ids[row.program_id] == (row.name, row.cb_bytes_per_core) for row in snapshot.programs)
+
+
+def test_of_more_rows_than_the_table_holds_the_largest_are_listed_whatever_comes_and_goes(pub):
+    random = Random(7)
+    live = {}
+    for step in range(6000):
+        if live and (random.random() < 0.45 or len(live) > 1400):
+            size = random.choice(sorted(live)) if step % 2 else max(live)
+            pub.remove_program(live.pop(size))
+        else:
+            size = random.randrange(1, 100_000)
+            if size not in live:
+                live[size] = pub.add_program([CircularBuffer(105664, size, CoreCoord(0, 0))], name=str(size))
+        if step % 500 == 499:
+            snapshot = read()
+            wanted = sorted(live, reverse=True)[:1024]
+            assert [row.cb_bytes_per_core for row in snapshot.programs] == wanted
+            assert [row.name for row in snapshot.programs] == [str(size) for size in wanted]
+            assert snapshot.programs_omitted == max(0, len(live) - 1024)
+        if step == 3000:
+            for _ in range(1500):
+                size = random.randrange(1, 100_000)
+                if size not in live:
+                    live[size] = pub.add_program([CircularBuffer(105664, size, CoreCoord(0, 0))], name=str(size))
+
+
+@pytest.mark.parametrize("number", [-1, 2**64, "1", None, 1.5, 99])
+def test_an_id_that_is_none_is_unknown(pub, number):
+    for call in (pub.remove_program, pub.dispatch, pub.deallocate, pub.unload_kernel, pub.replay_trace, pub.end_trace):
+        with pytest.raises(ttmem.UnknownIdError):
+            call(number)
+
+
+def test_a_trace_that_is_released_while_it_is_captured_is_forgotten(pub):
+    program = pub.add_program([CircularBuffer(105664, 4096, ALL)])
+    trace = pub.begin_trace()
+    pub.dispatch(program)
+    pub.release_trace(trace)
+    pub.dispatch(program)
+    assert read().memory.cb.resident_bytes == 4096 * 64
+    with pytest.raises(ttmem.UnknownIdError):
+        pub.replay_trace(trace)
+
+
+def test_devices_are_published_again_after_the_last_one_was_closed():
+    for _ in range(2):
+        publishers = [ttmem.publish(number, **N150) for number in range(3)]
+        assert [publisher.problem for publisher in publishers] == [""] * 3
+        assert [device.device_id for device in ttmem.devices()] == [0, 1, 2]
+        for publisher in publishers:
+            publisher.close()

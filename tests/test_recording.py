@@ -212,6 +212,7 @@ def test_published_devices_are_recorded_as_a_dump_shows_them(tmp_path):
     with open_recording(tmp_path / "r.ttmem") as found:
         (device,) = found[0].devices
         assert len(device.pop("buffers")) == held
+        assert device.pop("buffers_omitted") == 0
         assert device == expected
         # Only key frames hold the buffers, and what is not known is not there.
         assert found[1].devices == [expected]

@@ -92,7 +92,7 @@ def test_a_replayed_capture_is_as_the_schema_says(graph, told, shown):
 def test_a_region_of_tt_metal_is_as_the_schema_says(region, shm, shown):
     shutil.copy(region, shm / region.name.partition(".")[2].removesuffix(".bin"))
     (device,) = dump_of(shown)["devices"]
-    assert (device["source"], device["cores"]) == ("tt-metal", None)
+    assert (device["source"], device["cores"], device["buffers"]) == ("tt-metal", None, None)
 
 
 @pytest.mark.parametrize(
@@ -126,6 +126,8 @@ def test_a_published_device_with_a_bit_of_everything_is_as_the_schema_says(shown
         pub.allocate("TRACE", 2**21)
         pub.load_kernel(1024)
         (device,) = dump_of(shown)["devices"]
+    assert [row["buffer_type"] for row in device["buffers"]] == ["L1", "TRACE"]
+    assert device["buffers_omitted"] == 0
     assert min(core["headroom_bytes"] for core in device["cores"]) == -4096
     assert device["memory"]["trace"]["free_bytes"] == -(2**20)
 
@@ -211,7 +213,8 @@ def scalars(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
 
 def expected_row(device: dict[str, Any]) -> dict[str, Any]:
     """Return the row of a device, worked out from its JSON alone."""
-    row = dict(scalars({name: value for name, value in device.items() if name != "region"}))
+    left_out = ("region", "buffers", "buffers_omitted")
+    row = dict(scalars({name: value for name, value in device.items() if name not in left_out}))
     for name in ("cores", "programs", "processes"):
         rows = device[name]
         row.pop(name, None)

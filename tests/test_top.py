@@ -18,15 +18,17 @@ import pytest
 from ttmem.cli import top as command
 from ttmem.dumps import Dump
 from ttmem.errors import CaptureError
+from ttmem.moments import open_frames
 from ttmem.snapshot import Snapshot
 from ttmem.top import chart, corepage, guide, table
 from ttmem.top.app import TopApp
 from ttmem.top.canvas import Canvas, strip_of, style_of
 from ttmem.top.model import BUCKET_NS, KEPT_BUCKETS, Model, Series, Shown
 from ttmem.top.overview import CHARTS_LEAST
-from ttmem.top.source import LiveSource, ReplaySource, Sampler, open_frames
+from ttmem.top.source import LiveSource, ReplaySource, Sampler
 from ttmem.units import format_bytes
 from ttmem.views.cores import CoreLayout
+from ttmem.views.heat import short_size
 from ttmem.views.text import Screen, cell_width
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -397,7 +399,7 @@ def test_the_heat_map_shows_each_figure_of_the_json() -> None:
                     line = screens.lines()[geometry.top + y]
                     begin = 4 + x * geometry.cell
                     text = line[begin : begin + geometry.cell].strip(" []>")
-                    assert text == corepage._short(core[column], 1024)
+                    assert text == short_size(core[column], 1024)
             await screens.press("m")
         assert screens.app.core.metric == "cb_physical"
         await screens.press("M")
@@ -415,7 +417,7 @@ def test_arrows_select_a_core_and_stop_at_the_edge() -> None:
         core = next(c for c in made.n150()["cores"] if (c["x"], c["y"]) == (3, 4))
         assert "Core 3,4:" in screens.body
         assert f"headroom {format_bytes(core['headroom_bytes'])}" in screens.body
-        assert "Device 0: core 3,4: L1 of 1,499,136 B" in screens.body
+        assert "0x16e000  end of L1; a cell is" in screens.body
         await screens.press("end", "down", "right")
         assert screens.app.core.selected == (7, 7)
 
@@ -434,7 +436,7 @@ def test_the_mouse_selects_a_core_a_metric_a_tab_and_a_device() -> None:
         await screens.pilot.click("#body", offset=(4 + 5 * heat.cell + 1, heat.top + 6))
         await screens.pilot.pause()
         assert screens.app.core.selected == (5, 6)
-        begin, _, name = heat.tabs[3]
+        begin, _, name = heat.tabs[4]
         await screens.pilot.click("#body", offset=(begin + 1, corepage.TABS_LINE))
         await screens.pilot.pause()
         assert screens.app.core.metric == name == "headroom"
@@ -445,9 +447,9 @@ def test_the_mouse_selects_a_core_a_metric_a_tab_and_a_device() -> None:
 @pytest.mark.parametrize("size", [(80, 24), (120, 40)])
 def test_the_selected_core_is_marked_without_colour_and_loses_no_digit(size: tuple[int, int]) -> None:
     async def steps(screens: Screens) -> None:
-        await screens.press("2", "m", "m", "m")
+        await screens.press("2", "m", "m", "m", "m")
         core = made.p150()["cores"][0]
-        number = corepage._short(core["headroom_bytes"], 1024)
+        number = short_size(core["headroom_bytes"], 1024)
         line = screens.lines()[screens.app._heat.top]
         assert f"[{number}]" in line.replace("[ ", "[") or f">{number}" in line
 
@@ -458,7 +460,7 @@ def test_without_colour_shades_stand_for_it() -> None:
     async def steps(screens: Screens) -> None:
         await screens.press("2")
         assert "▒464" in screens.body
-        await screens.press("m", "m", "m")
+        await screens.press("m", "m", "m", "m")
         line = screens.lines()[screens.app._heat.top + 4]
         assert "!-151" in line
 
@@ -490,6 +492,49 @@ def test_enter_gives_the_address_map_the_whole_page_and_escape_takes_it_back() -
     run(steps, size=(80, 24))
 
 
+def holes(count: int) -> Any:
+    """Return an N150 whose cores have many small L1 buffers with gaps between them."""
+    one = reading([made.n150()])
+    (snapshot,) = one.devices
+    snapshot.core_map = lambda x, y: {
+        "cb_ranges": [[105664, 205664]],
+        "l1_ranges": [[600000 + 8192 * i, 600000 + 8192 * i + 4096] for i in range(count)],
+    }
+    return one
+
+
+def test_a_short_screen_keeps_the_gap_and_the_cbs_and_says_what_it_leaves_out() -> None:
+    async def steps(screens: Screens) -> None:
+        screens.app.model.add(holes(20))
+        screens.app.tick()
+        await screens.press("2")
+        kept = [line for line in screens.lines() if line.startswith("  0x")]
+        assert len(kept) < 44
+        assert any("CB" in line for line in kept)
+        assert any("free" in line and "385.1 KiB" in line for line in kept)
+        assert f"  {44 - len(kept)} more: Enter shows all" in screens.body
+
+    run(steps, size=(80, 24), first=[])
+
+
+def test_the_address_map_on_the_whole_page_scrolls_through_every_row() -> None:
+    async def steps(screens: Screens) -> None:
+        screens.app.model.add(holes(20))
+        screens.app.tick()
+        await screens.press("2", "enter")
+        seen = {line for line in screens.lines() if line.startswith("  0x")}
+        for _ in range(9):
+            await screens.press("pagedown")
+            seen |= {line for line in screens.lines() if line.startswith("  0x")}
+        assert len(seen) == 44
+        assert "0 more below" in screens.body
+        for _ in range(9):
+            await screens.press("pageup")
+        assert "0 more above" in screens.body
+
+    run(steps, size=(80, 24), first=[])
+
+
 def test_fragmentation_is_the_free_share_outside_the_largest_gap() -> None:
     layout = CoreLayout(size=1100, base=0, small=100)
     ranges = {"cb_ranges": [[0, 100]], "l1_ranges": [[200, 600]]}
@@ -499,6 +544,22 @@ def test_fragmentation_is_the_free_share_outside_the_largest_gap() -> None:
     assert corepage.fragmentation(layout, {"cb_ranges": [[0, 300]], "l1_ranges": [[200, 1000]]}) == 0
     assert corepage.fragmentation(layout, None) is None
     assert corepage.fragmentation(CoreLayout(None, 0, 0), ranges) is None
+
+
+def test_a_recording_has_an_address_map_of_its_programs_and_buffers() -> None:
+    device = made.n150()
+    everywhere = {"core_ranges": "{[0-0 - 7-7]}", "kind": "circular_buffer"}
+    cbs = [{"address": 105664, "size": 4096, **everywhere}, {"address": 205664, "size": 4096, **everywhere}]
+    device["programs"] = [{**device["programs"][0], "name": "softmax", "circular_buffers": cbs}]
+    device["memory"]["l1"]["used_bytes"] = 0
+    shown = Shown(("id", 0), Snapshot.of_dict(device), None)
+    text = "".join(
+        text for line in corepage.address_lines(shown, corepage.CoreOptions(), Screen(), 30) for text, _ in line
+    )
+    assert text.count("CB: softmax") == 2
+    # Free: between the two CBs, and from there to the top.
+    top, gap = 1499136 - 24576 - 209760, 205664 - 109760
+    assert set(corepage.values_of(shown, "fragmentation").values()) == {round(1000 * gap / (gap + top))}
 
 
 def test_a_dump_has_no_address_map_and_says_so() -> None:
@@ -702,9 +763,36 @@ def test_the_screen_follows_a_replay(tmp_path: Path) -> None:
         await follow()
         assert "frame 1/4" in screens.lines("head")[0]
         assert "STOPPED" not in screens.lines("head")[0]
+        assert time.strftime("%H:%M:%S", time.gmtime(made.TAKEN_NS / 1e9)) in screens.lines("head")[0]
+        await screens.press("}")
+        await follow()
+        assert "frame 3/4" in screens.lines("head")[0]
+        await screens.press("{")
+        await follow()
+        assert "frame 1/4" in screens.lines("head")[0]
 
     run(steps, first=[], player=source)
     source.close()
+
+
+def test_the_peaks_of_several_processes_are_marked_as_upper_bounds() -> None:
+    device = made.n150()
+    rows = [{**device["processes"][0], "pid": pid, "state": "live"} for pid in (7, 8)]
+    peak = format_bytes(device["memory"]["cb"]["peak_bytes"])
+
+    async def steps(screens: Screens) -> None:
+        assert f"peak ≤ {peak}" in screens.body
+        await screens.add([{**device, "processes": rows[:1]}])
+        assert f"peak {peak}" in screens.body
+
+    run(steps, first=[{**device, "processes": rows}])
+
+
+def test_a_device_whose_last_change_nobody_knows_is_not_said_to_have_had_none() -> None:
+    async def steps(screens: Screens) -> None:
+        assert "last change N/A" in screens.body
+
+    run(steps, first=[{**made.n150(), "updated_ns": None}])
 
 
 def test_a_replay_that_ended_plays_again(tmp_path: Path) -> None:
@@ -755,7 +843,20 @@ def test_one_dump_alone_is_a_replay_too(tmp_path: Path) -> None:
     file.close()
 
 
-@pytest.mark.parametrize("text", ["", "no json", "[1]\n", '{"devices": 3}\n'])
+def test_dumps_written_one_after_the_other_are_frames_too(tmp_path: Path) -> None:
+    dumps = [{"taken_ns": made.TAKEN_NS + i, "devices": [made.n150()]} for i in range(3)]
+    path = tmp_path / "f"
+    path.write_text("".join(json.dumps(dump, indent=2) + "\n" for dump in dumps))
+    file = open_frames(str(path))
+    assert [file.frame(i)["taken_ns"] for i in range(len(file))] == [made.TAKEN_NS + i for i in range(3)]
+    file.close()
+    path.write_bytes(path.read_bytes()[:-9])
+    file = open_frames(str(path))
+    assert len(file) == 2
+    file.close()
+
+
+@pytest.mark.parametrize("text", ["", "no json", "[1]\n", '{"devices": 3}\n', '{"devices": [{"memory": {}}]}\n'])
 def test_a_file_that_is_no_dump_is_refused(tmp_path: Path, text: str) -> None:
     path = tmp_path / "f"
     path.write_text(text)

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import os
+import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from tracing import Tracee, bytes_in_use, figures_of, mark
+from tracing import PathTaken, Tracee, bytes_in_use, figures_of, mark, needs_x86, path_taken
 
 import ttmem
 from ttmem import segment
 
 CORES = "{[0-0 - 7-7]}"
-# How many instructions of an update are killed at; TTMEM_TORN=all takes every one of them, and hours.
-KILLS = os.environ.get("TTMEM_TORN", "5")
+STRIDE = os.environ.get("TTMEM_TORN", "10")
+"""A writer is killed at each so-manieth instruction of its commit: 1 in CI. ``all`` kills at those outside of it, too."""
+OUTSIDE = 25
+"""How many kills there are outside of the commit, where no instruction touches the file."""
+TODAY = int(time.time() // 86400)
+"""Other instructions every day, unless all are taken."""
 
 
 def circular_buffers(size: int) -> list[ttmem.CircularBuffer]:
@@ -109,27 +115,6 @@ def test_a_reader_sees_the_old_or_the_new_version_after_every_instruction(
     assert all(figures == new for figures in seen[switch:])
 
 
-def commits(body: Callable[[], None], path_in: Path) -> tuple[int, list[int]]:
-    """Return how many instructions lie between the first two marks, and after which ``seq`` had changed."""
-    count = 0
-    changes = []
-    with Tracee(body) as writer:
-        (path,) = path_in.iterdir()
-        fd = os.open(path, os.O_RDONLY)
-        try:
-            # The block's control words; the latch's number is the third of them.
-            before = os.pread(fd, 8, 4096 + 512 + 16)
-            while writer.step():
-                count += 1
-                now = os.pread(fd, 8, 4096 + 512 + 16)
-                if now != before:
-                    before = now
-                    changes.append(count)
-        finally:
-            os.close(fd)
-    return count, changes
-
-
 def left_by_the_dead(directory: Path) -> dict[str, object]:
     """Return the last state of the one dead writer, whose device must use nothing."""
     (device,) = figures_of(directory)
@@ -141,17 +126,50 @@ def left_by_the_dead(directory: Path) -> dict[str, object]:
     return dict(process)
 
 
-@pytest.mark.parametrize("update", [allocate_a_buffer, many_changes_at_once], ids=lambda update: update.__name__)
+def sweep(directory: Path) -> None:
+    for path in directory.iterdir():
+        path.unlink()
+
+
+def kill_at(body: Callable[[], None], address: int, count: int, live: bool, directory: Path) -> None:
+    """Kill a fresh writer where it is about to execute an instruction for the ``count``-th time."""
+    with Tracee(body) as writer:
+        writer.run_to(address, count)
+        if live:
+            assert figures_of(directory)[0]["state"] == "live"
+        writer.kill()
+
+
+def chosen(taken: PathTaken, around: int) -> list[tuple[int, int]]:
+    """Return the points to kill at: those from the first change of the file to the last, and some of the others."""
+    points = taken.points()
+    if STRIDE == "all":
+        return points
+    begin, end = max(0, taken.changes[0] - around), min(len(points), taken.changes[-1] + around)
+    stride = int(STRIDE)
+    within = range(begin + TODAY % stride, end, stride)
+    apart = max(1, (len(points) - (end - begin)) // OUTSIDE)
+    outside = [n for n in range(TODAY % apart, len(points), apart) if not begin <= n < end]
+    return [points[n] for n in (*within, *outside)]
+
+
+@pytest.mark.timeout(0)
+@pytest.mark.parametrize("update", UPDATES, ids=lambda update: update.__name__)
 def test_a_writer_killed_at_any_instruction_is_dead_at_once_and_left_the_old_or_the_new(
     update: Callable[[ttmem.Publisher], None], directory: Path
 ) -> None:
-    def sweep() -> None:
-        for path in directory.iterdir():
-            path.unlink()
-
+    needs_x86()
     body = writer_of(update)
-    total, moves = commits(body, directory)
-    sweep()
+    with Tracee(body) as writer:
+        (path,) = directory.iterdir()
+        fd = os.open(path, os.O_RDONLY)
+        try:
+            parts = bytes_in_use(path)
+            taken = path_taken(writer, lambda: [os.pread(fd, count, offset) for offset, count in parts])
+        finally:
+            os.close(fd)
+    sweep(directory)
+    assert len(taken.changes) > 20
     ends = []
     for finished in (False, True):
         with Tracee(body) as writer:
@@ -159,21 +177,116 @@ def test_a_writer_killed_at_any_instruction_is_dead_at_once_and_left_the_old_or_
                 writer.run_to_mark()
             writer.kill()
         ends.append(left_by_the_dead(directory))
-        sweep()
-    points = list(range(total))
-    if KILLS != "all":
-        # Where the commit is at work: some before it, most within, some after.
-        first, last = moves[0] - 20, 2 * moves[-1] - moves[0] + 20
-        points = list(range(first, min(total, last), max(1, (last - first) // int(KILLS))))
-    for point in points:
-        with Tracee(body) as writer:
-            for _ in range(point):
-                if not writer.step():
-                    break
-            assert figures_of(directory)[0]["state"] == "live"
-            writer.kill()
-        assert left_by_the_dead(directory) in ends
-        sweep()
+        sweep(directory)
+    assert ends[0] != ends[1]
+    left = []
+    for address, count in chosen(taken, around=20):
+        kill_at(body, address, count, True, directory)
+        left.append(left_by_the_dead(directory))
+        assert left[-1] in ends
+        sweep(directory)
+    # Both were met: the commit does not lie beside what was chosen.
+    assert all(end in left for end in ends)
+
+
+def visible(directory: Path) -> list[tuple[object, ...]]:
+    """Return the names of the files, and of each the bytes that say what the others mean."""
+    found: list[tuple[object, ...]] = []
+    for name in sorted(os.listdir(directory)):
+        fd = os.open(directory / name, os.O_RDONLY)
+        try:
+            size = os.fstat(fd).st_size
+            places = (0, 4096, 4096 + (size - 4096) // 2)
+            found.append((name, size, *(os.pread(fd, 640, place) for place in places)))
+        finally:
+            os.close(fd)
+    return found
+
+
+def kill_around_every_store(body: Callable[[], None], check: Callable[[], None], directory: Path) -> int:
+    """Kill a fresh writer before and after each instruction that changes what others see; return how many there were."""
+    needs_x86()
+    with Tracee(body) as writer:
+        taken = path_taken(writer, lambda: visible(directory))
+    check()
+    points = taken.points()
+    stride = 1 if STRIDE == "all" else int(STRIDE)
+    many = len(taken.changes) > 40
+    for change in taken.changes[TODAY % stride :: stride] if many else taken.changes:
+        for address, count in points[max(0, change - 1) : change + 1]:
+            kill_at(body, address, count, False, directory)
+            check()
+    return len(taken.changes)
+
+
+def test_a_writer_killed_at_any_store_of_its_close_leaves_a_stale_device_or_none(directory: Path) -> None:
+    def body() -> None:
+        publisher = a_device()
+        publisher.allocate("DRAM", 7)
+        mark()
+        publisher.close()
+        mark()
+
+    def check() -> None:
+        for device in figures_of(directory):
+            assert device["state"] == "stale"
+            assert device["processes"][0]["dram_bytes"] == 7
+        sweep(directory)
+
+    # The block is withdrawn, the file is closed, the name goes.
+    assert kill_around_every_store(body, check, directory) >= 3
+
+
+def test_a_writer_killed_at_any_store_of_a_block_given_to_another_device_leaves_the_first_readable(
+    directory: Path,
+) -> None:
+    def body() -> None:
+        first, second = a_device(0), a_device(1)
+        first.allocate("DRAM", 7)
+        second.allocate("DRAM", 8)
+        second.close()
+        mark()
+        a_device(2).allocate("DRAM", 9)
+        mark()
+
+    def check() -> None:
+        seen = figures_of(directory)
+        # The second may be gone and the third not there yet, and neither has figures of the other.
+        assert [device["device_id"] for device in seen] in ([0], [0, 2])
+        assert [device["processes"][0]["dram_bytes"] for device in seen] in ([7], [7, 0], [7, 9])
+        sweep(directory)
+
+    assert kill_around_every_store(body, check, directory) >= 10
+
+
+def test_a_collector_killed_at_any_store_leaves_the_living_alone(directory: Path) -> None:
+    def body() -> None:
+        a_dead_writer()
+        mark()
+        segment.collect(directory, "", grace_ns=1)
+        segment.collect(directory, "", grace_ns=1)
+        mark()
+
+    def a_dead_writer() -> None:
+        pid = os.fork()
+        if pid == 0:
+            a_device(6).allocate("DRAM", 5)
+            os.kill(os.getpid(), signal.SIGKILL)
+        os.waitpid(pid, 0)
+
+    with a_device(5) as living:
+        living.allocate("DRAM", 99)
+        (kept,) = directory.iterdir()
+
+        def check() -> None:
+            seen = {device["device_id"]: device["state"] for device in figures_of(directory)}
+            assert seen in ({5: "live", 6: "stale"}, {5: "live"})
+            for path in directory.iterdir():
+                if path != kept:
+                    path.unlink()
+
+        # The burial is noted, and the name goes.
+        assert kill_around_every_store(body, check, directory) == 2
 
 
 def kill_at_every_system_call(body: Callable[[], None], check: Callable[[], None]) -> int:

@@ -9,6 +9,7 @@ import shutil
 import stat
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import pytest
 
 import ttmem
 from ttmem import segment
+from ttmem._segment import forget_populate
 
 ROOT = str(Path(ttmem.__file__).parents[1])
 UNSHARE = shutil.which("unshare")
@@ -110,6 +112,30 @@ def test_without_nameless_files_a_hidden_name_serves_and_is_gone_after(
         assert list(directory.iterdir()) == [publisher.path]
 
 
+@pytest.fixture
+def old_kernel() -> Iterator[None]:
+    """A kernel before 5.14, which cannot be asked for memory through a mapping."""
+    forget_populate()
+    yield
+    forget_populate(False)
+
+
+@pytest.mark.usefixtures("old_kernel")
+def test_on_an_old_kernel_a_device_gets_all_its_memory_at_once(directory: Path) -> None:
+    with ttmem.publish(0, arch="wormhole_b0", grid=(2, 2)) as publisher:
+        assert publisher.published
+        assert publisher.path is not None
+        status = publisher.path.stat()
+        assert status.st_blocks * 512 >= status.st_size
+        use(publisher)
+        for number in range(1500):
+            publisher.allocate("DRAM", 1, name=str(number))
+        assert ttmem.devices()[0].memory.dram.used_bytes == 1234 + 1500
+        # Nothing is left to be obtained later, where it would take a file that is no longer open.
+        assert publisher.path.stat().st_blocks == status.st_blocks
+    assert list(directory.iterdir()) == []
+
+
 def test_without_locks_a_writer_is_judged_by_its_pid(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(segment, "lock", lambda fd, byte=0: False)
     with ttmem.publish(0, arch="wormhole_b0", grid=(2, 2)) as publisher:
@@ -125,7 +151,7 @@ def test_without_permission_the_program_goes_on(directory: Path) -> None:
     code = f"""
 import logging, os, sys
 logging.basicConfig(stream=sys.stdout, format="%(message)s")
-import ttmem
+import ttmem.publisher, ttmem.reader  # while the files of the package can be read
 held = os.open({str(shared)!r}, os.O_PATH)
 os.setresuid(12345, 12345, 12345)
 os.environ["TTMEM_SHM_DIR"] = f"/proc/self/fd/{{held}}"
@@ -207,6 +233,13 @@ def test_a_full_tmpfs_switches_publishing_off_and_says_so_once(directory: Path) 
 def test_a_tmpfs_that_fills_up_costs_rows_and_never_a_total(kib: int, directory: Path) -> None:
     lines = in_a_small_tmpfs(directory, kib, MANY).splitlines()
     assert lines[-1] == "published True"
+
+
+@needs_mount
+@pytest.mark.parametrize(("kib", "end"), [(8, "private"), (512, "private"), (8192, "published")])
+def test_a_full_tmpfs_is_no_harm_on_an_old_kernel(kib: int, end: str, directory: Path) -> None:
+    code = f"from ttmem._segment import forget_populate; forget_populate(){MANY}"
+    assert in_a_small_tmpfs(directory, kib, code).splitlines()[-1] == f"{end} False"
 
 
 @needs_mount

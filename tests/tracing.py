@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import gc
 import os
+import platform
 import signal
 import sys
 import traceback
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +21,9 @@ from ttmem.reader import Host
 from ttmem.snapshot import Snapshot
 
 TRACEME, CONT, KILL_OPTION, SINGLESTEP, SYSCALL, SETOPTIONS = 0, 7, 0x100000, 9, 24, 0x4200
+PEEKTEXT, PEEKUSER, POKETEXT, POKEUSER = 1, 3, 4, 6
+RIP = 16 * 8
+"""Where the instruction pointer of x86-64 lies among the registers."""
 SYSGOOD = 1
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -28,6 +34,12 @@ _libc.ptrace.argtypes = [ctypes.c_long, ctypes.c_long, ctypes.c_void_p, ctypes.c
 def mark() -> None:
     """Stop this process, which its tracer sees as a mark."""
     os.kill(os.getpid(), signal.SIGSTOP)
+
+
+def needs_x86() -> None:
+    """Skip a test that sets breakpoints."""
+    if platform.machine() != "x86_64":
+        pytest.skip(f"breakpoints are set for x86-64 only, this is {platform.machine()}")
 
 
 class Tracee:
@@ -42,6 +54,8 @@ class Tracee:
                 if _libc.ptrace(TRACEME, 0, None, None):
                     status = 77
                 else:
+                    # Each of many writers is to take the same instructions.
+                    gc.disable()
                     mark()
                     body()
                     status = 0
@@ -75,6 +89,27 @@ class Tracee:
     def to_system_call(self) -> bool:
         """Run to the next entry or exit of a system call; False at the next mark or the end."""
         return self._go(SYSCALL) == signal.SIGTRAP | 0x80
+
+    def where(self) -> int:
+        """Return the address of the next instruction."""
+        return int(_libc.ptrace(PEEKUSER, self.pid, RIP, None)) % 2**64
+
+    def run_to(self, address: int, count: int) -> bool:
+        """Run until an instruction is to be executed for the ``count``-th time; False at the next mark or the end."""
+        word = int(_libc.ptrace(PEEKTEXT, self.pid, address, None)) % 2**64
+        while True:
+            if self.where() == address:
+                count -= 1
+                if count == 0:
+                    return True
+                if not self.step():
+                    return False
+                continue
+            _libc.ptrace(POKETEXT, self.pid, address, word & ~0xFF | 0xCC)
+            if self._go(CONT) != signal.SIGTRAP:
+                return False
+            _libc.ptrace(POKETEXT, self.pid, address, word)
+            _libc.ptrace(POKEUSER, self.pid, RIP, address)
 
     def run_to_mark(self) -> None:
         """Run on to the next mark or the end."""
@@ -127,3 +162,39 @@ def bytes_in_use(path: Path) -> list[tuple[int, int]]:
     finally:
         os.close(fd)
     return found
+
+
+@dataclass(frozen=True)
+class PathTaken:
+    """What a writer executed between two marks.
+
+    Attributes:
+        addresses: of each instruction, in order.
+        changes: before which of them the files had just changed.
+    """
+
+    addresses: list[int]
+    changes: list[int]
+
+    def points(self) -> list[tuple[int, int]]:
+        """Return (address, how many times it was met) of each instruction."""
+        met: dict[int, int] = {}
+        found = []
+        for address in self.addresses:
+            met[address] = met.get(address, 0) + 1
+            found.append((address, met[address]))
+        return found
+
+
+def path_taken(writer: Tracee, state: Callable[[], object]) -> PathTaken:
+    """Step a writer to its next mark; ``state`` is asked after each instruction."""
+    addresses = [writer.where()]
+    changes = []
+    before = state()
+    while writer.step():
+        now = state()
+        if now != before:
+            before = now
+            changes.append(len(addresses))
+        addresses.append(writer.where())
+    return PathTaken(addresses, changes)

@@ -16,8 +16,9 @@ VERBS = {
     "diff": "what changed between two dumps or recordings",
     "explain": "how far every program is from a clash with L1 buffers",
     "fit": "whether circular buffers would fit",
+    "peaks": "the most that was used, when, and by what",
     "lockstep": "devices of a mesh that are not alike, and in what",
-    "fragmentation": "holes in L1, and what the regions set aside needed",
+    "fragmentation": "holes in L1 and DRAM, and what the regions set aside needed",
     "doctor": "every file in shared memory, and what is wrong with it",
     "gc": "remove what dead writers left",
 }

@@ -182,6 +182,28 @@ static uint32_t ttm_hook_stop(void) {
     return left;
 }
 
+/* Keep the events in the log from now on: nothing runs in the sink that was there until it gets them again. */
+static void ttm_hook_hold(void) {
+    ttm_lock_acquire(&ttm_hook.lock);
+    if (ttm_hook.on) ttm_hook.sink = ttm_log_sink(&ttm_hook.log);
+    ttm_lock_release(&ttm_hook.lock);
+}
+
+/* Give a sink the events that were kept, those of `earlier` first, and from now on each at once. Returns 0, or the number of
+ * events that had found no memory: then nothing was given. */
+static uint64_t ttm_hook_release(const ttm_hook_sink *sink, ttm_log *earlier) {
+    ttm_lock_acquire(&ttm_hook.lock);
+    uint64_t dropped = ttm_hook.log.dropped + (earlier ? earlier->dropped : 0);
+    if (!dropped && ttm_hook.on) {
+        if (earlier) ttm_log_replay(earlier, sink);
+        ttm_log_replay(&ttm_hook.log, sink);
+        ttm_log_free(&ttm_hook.log);
+        ttm_hook.sink = *sink;
+    }
+    ttm_lock_release(&ttm_hook.lock);
+    return dropped;
+}
+
 /* Take what the log has collected; the caller frees it. */
 static ttm_log ttm_hook_take_log(void) {
     ttm_lock_acquire(&ttm_hook.lock);

@@ -234,6 +234,26 @@ static inline ttm_hook_sink ttm_log_sink(ttm_log *log) {
     return sink;
 }
 
+/* Give a sink what a log has kept. */
+static inline void ttm_log_replay(const ttm_log *log, const ttm_hook_sink *sink) {
+    for (size_t i = 0; i < log->events.count; ++i) {
+        const ttm_event *event = (const ttm_event *)log->events.data + i;
+        void *context = sink->context;
+        switch (event->kind) {
+        case TTM_BUFFER_ALLOCATE: sink->buffer_allocate(context, event->chip, &event->buffer); break;
+        case TTM_BUFFER_FREE: sink->buffer_free(context, event->chip, &event->buffer); break;
+        case TTM_PROGRAM_ADD:
+            sink->program_add(context, event->chip, &event->program, (const ttm_cb_record *)log->cbs.data + event->first_cb,
+                              event->cb_count, (const ttm_core_range *)log->ranges.data);
+            break;
+        case TTM_PROGRAM_REMOVE: sink->program_remove(context, event->chip, &event->program); break;
+        case TTM_PROGRAM_DISPATCH: sink->program_dispatch(context, event->chip, &event->program); break;
+        case TTM_TRACE: sink->trace(context, event->chip, (uint32_t)event->program.id, (int)event->action); break;
+        default: sink->device_close(context, event->chip);
+        }
+    }
+}
+
 static inline void ttm_log_free(ttm_log *log) {
     ttm_array_free(&log->events);
     ttm_array_free(&log->cbs);

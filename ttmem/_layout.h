@@ -1,4 +1,4 @@
-/* The byte layout of a ttmem segment, version 1, and the checksum that every part of it carries.
+/* The byte layout of a ttmem segment, version 1.1, and the checksum that every part of it carries.
  *
  * docs/segment.md is the prose; this header is what the compiler holds both sides to. All numbers are little endian, all
  * words are 8 bytes and naturally aligned. Offsets never move within a major version; new fields take reserved space.
@@ -15,7 +15,7 @@
 
 enum {
     TTM_MAJOR = 1,
-    TTM_MINOR = 0,
+    TTM_MINOR = 1,
     TTM_PAGE = 4096,
     TTM_HEADER_BYTES = 4096,       /* file header; the first block follows */
     TTM_BLOCK_HEADER_BYTES = 4096, /* of a device block; the two images follow */
@@ -35,8 +35,8 @@ enum ttm_section_kind {
     TTM_TOTALS = 0,    /* 8 records, see enum ttm_total */
     TTM_CB_MAP,        /* 1 record: u16 class slot of each core */
     TTM_L1_MAP,        /* the same for L1 buffers */
-    TTM_RESIDENT,      /* 1 record: u32 resident bytes of each core */
-    TTM_CB_CLASS,      /* a record a class: physical, logical, region end, lowest, merged ranges */
+    TTM_RESIDENT,      /* u32 of each core; record 0: resident bytes; since 1.1 record 1: floor of its CB peak */
+    TTM_CB_CLASS,      /* a record a class: physical, logical, region end, lowest, merged ranges, since 1.1 peak */
     TTM_L1_CLASS,      /* the same for L1 buffers */
     TTM_CB_RANGES,     /* a record a class: count | more << 32, then begin | end << 32 */
     TTM_L1_RANGES,
@@ -44,6 +44,8 @@ enum ttm_section_kind {
     TTM_PROGRAM_NAMES, /* a record a row: 120 bytes of UTF-8, zero padded */
     TTM_BUFFERS,       /* a record a row: L1 and L1_SMALL first half, the others second */
     TTM_BUFFER_NAMES,
+    TTM_PROGRAM_CBS,   /* since 1.1; a record a row of programs: count | more << 32, then two words a rectangle of a CB */
+    TTM_PEAKS,         /* since 1.1; a record a total up to TTM_T_TRACE: see enum ttm_peak_word */
     TTM_SECTION_COUNT
 };
 
@@ -57,6 +59,26 @@ enum {
     TTM_NAME_BYTES = 120,
     TTM_PROGRAM_ROWS = 1024,
     TTM_BUFFER_ROWS = 2048,
+    TTM_CBS_WORDS = 48,
+    TTM_CBS_MAX = 23,     /* rectangles */
+    TTM_PEAK_WORDS = 24,
+    TTM_PEAK_ROWS = 6,
+};
+
+/* Of a rectangle of a CB: begin | end << 32, then x0 | y0 << 10 | x1 << 20 | y1 << 30 | kind << 40 | first << 44, where `first`
+ * says that it is the first rectangle of a CB and kind counts in the order of the contract's kinds. */
+enum { TTM_CB_Y0 = 10, TTM_CB_X1 = 20, TTM_CB_Y1 = 30, TTM_CB_KIND = 40, TTM_CB_FIRST = 44 };
+
+/* The highest value of a total since publish, when it was reached (CLOCK_REALTIME_COARSE), by what, and how many programs
+ * (CB) or buffers of the type there were then. */
+enum ttm_peak_word { TTM_PEAK_BYTES = 0, TTM_PEAK_NS, TTM_PEAK_ID, TTM_PEAK_COUNT, TTM_PEAK_NAME };
+
+/* What a reader should know of the figures as a whole. */
+enum ttm_note {
+    TTM_NOTE_PROGRAMS_BEFORE = 1, /* programs that were laid out before the writer began to follow are not known */
+    TTM_NOTE_BUFFERS_BEFORE = 2,  /* what was allocated before is not known */
+    TTM_NOTE_WINDOWED = 4,        /* the figures are taken in windows and may lag */
+    TTM_NOTE_REFUSED = 8,         /* events that contradict each other were left out */
 };
 
 typedef struct {
@@ -102,7 +124,7 @@ typedef struct {
     uint64_t worker_l1_size, l1_cb_base, l1_small_size, dram_size, trace_region_size;
     uint64_t published_ns;
     uint64_t image_offset, image_bytes; /* image i starts at image_offset + i * image_bytes of the block */
-    uint32_t section_count, origin;     /* origin: 0 live, 1 replay */
+    uint32_t section_count, origin;     /* origin: 0 live, 1 replay, 2 recording */
     ttm_section sections[TTM_SECTIONS];
     uint64_t reserved[5];
     uint64_t check;
@@ -124,7 +146,8 @@ typedef struct {
     uint64_t seq;        /* readers take image (seq & 1); it counts twice a commit */
     uint64_t updated_ns; /* CLOCK_REALTIME_COARSE of the last change of a figure, 0 if none */
     uint64_t dropped;    /* changes that could not be published */
-    uint64_t reserved[3];
+    uint64_t notes;      /* since 1.1: enum ttm_note */
+    uint64_t reserved[2];
 } ttm_block_control;
 
 _Static_assert(sizeof(ttm_file_header) == 8 * TTM_STATIC_WORDS, "the file header's static part is 512 bytes");

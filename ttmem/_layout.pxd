@@ -30,9 +30,15 @@ cdef extern from "_layout.h" nogil:
         TTM_PROGRAM_NAMES
         TTM_BUFFERS
         TTM_BUFFER_NAMES
+        TTM_PROGRAM_CBS
+        TTM_PEAKS
         TTM_SECTION_COUNT
         TTM_T_CB
         TTM_T_DRAM
+        TTM_T_L1
+        TTM_T_SYSTEM
+        TTM_T_L1_SMALL
+        TTM_T_TRACE
         TTM_T_KERNEL
         TTM_T_TABLES
         TTM_LINE_WORDS
@@ -42,6 +48,24 @@ cdef extern from "_layout.h" nogil:
         TTM_NAME_BYTES
         TTM_PROGRAM_ROWS
         TTM_BUFFER_ROWS
+        TTM_CBS_WORDS
+        TTM_CBS_MAX
+        TTM_PEAK_WORDS
+        TTM_PEAK_ROWS
+        TTM_PEAK_BYTES
+        TTM_PEAK_NS
+        TTM_PEAK_ID
+        TTM_PEAK_COUNT
+        TTM_PEAK_NAME
+        TTM_CB_Y0
+        TTM_CB_X1
+        TTM_CB_Y1
+        TTM_CB_KIND
+        TTM_CB_FIRST
+        TTM_NOTE_PROGRAMS_BEFORE
+        TTM_NOTE_BUFFERS_BEFORE
+        TTM_NOTE_WINDOWED
+        TTM_NOTE_REFUSED
         TTM_KNOWN_ASIC
         TTM_KNOWN_GRID
         TTM_KNOWN_L1
@@ -116,6 +140,7 @@ cdef extern from "_layout.h" nogil:
         uint64_t seq
         uint64_t updated_ns
         uint64_t dropped
+        uint64_t notes
 
     uint64_t ttm_key(uint64_t index)
     uint64_t ttm_check(const uint64_t *words, size_t count)
@@ -134,3 +159,9 @@ cdef extern from "_atomic.h" nogil:
     void ttm_lock_acquire(ttm_lock *lock)
     void ttm_lock_release(ttm_lock *lock)
     uint64_t ttm_realtime_coarse_ns()
+
+
+cdef extern from "_latch.h" nogil:
+    void ttm_latch_turn(uint64_t *seq, uint64_t value)
+    void ttm_latch_commit_line(uint64_t *seq, uint64_t *updated_ns, uint64_t now_ns, uint64_t *image0, uint64_t *image1,
+                               const uint64_t *record)

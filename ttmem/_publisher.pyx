@@ -1,105 +1,51 @@
-"""The writer: what a process tells of its device goes into the engine and from there into its segment.
+"""The writer: what a process tells of its device goes into the ledger, and from there into its segment.
 
 Invariants
-1. A call either succeeds as a whole or raises and changes nothing: everything that may fail is done before the first change.
-2. When a call returns outside a batch, what it changed is committed.
-3. In a forked child every publisher of its parent is inert: devices do not survive a fork, and the mappings are not there.
-4. No failure to publish reaches the caller: the figures are then kept in private memory, and said so once in the log.
+1. A call either succeeds as a whole or raises and changes nothing.
+2. No failure to publish reaches the caller: the figures are then kept in private memory, and said so once in the log.
+3. In a forked child a publisher takes every call and does nothing.
 
-Thread safety: calls may come from any thread. The GIL, or a critical section where there is none, guards ids and rows; the
-lock guards engine and block, so that compiled callers need neither. No Python code runs while the lock is held.
+Thread safety: calls may come from any thread. The GIL, or a critical section where there is none, guards what is Python's; the
+ledger's lock guards the rest. No Python code runs while it is held.
 """
 
-import heapq
 import logging
 import time
 
 cimport cython
+from cpython.long cimport PyLong_AsLongLongAndOverflow
 from cpython.mem cimport PyMem_Free, PyMem_Malloc
-from libc.stdint cimport uint32_t, uint64_t, uintptr_t
-from libc.string cimport memcpy, memset
+from libc.stdint cimport uint32_t, uint64_t
 
 from ttmem._core cimport CbRange, Footprint, Intervals
 from ttmem._layout cimport (
-    TTM_BUFFER_NAMES,
-    TTM_BUFFER_ROWS,
-    TTM_BUFFERS,
-    TTM_CB_CLASS,
-    TTM_CB_MAP,
-    TTM_CB_RANGES,
-    TTM_L1_CLASS,
-    TTM_L1_MAP,
-    TTM_L1_RANGES,
+    TTM_CB_FIRST,
+    TTM_CB_KIND,
+    TTM_CB_X1,
+    TTM_CB_Y0,
+    TTM_CB_Y1,
+    TTM_CBS_MAX,
     TTM_NAME_BYTES,
-    TTM_PROGRAM_NAMES,
-    TTM_PROGRAM_ROWS,
-    TTM_PROGRAMS,
-    TTM_RANGES_MAX,
-    TTM_RESIDENT,
-    TTM_T_CB,
-    TTM_T_DRAM,
-    TTM_T_KERNEL,
-    TTM_T_TABLES,
-    TTM_TOTALS,
     ttm_load,
     ttm_lock_acquire,
     ttm_lock_release,
-    ttm_realtime_coarse_ns,
 )
-from ttmem._segment cimport DeviceBlock
+from ttmem._ledger cimport ID_IN_USE, NO_MEMORY, NOT_HERE, TRACE_OPEN, UNKNOWN_ID, Ledger, Row
 
 from ttmem import segment
-from ttmem._segment import record_grid
 from ttmem.cores import as_core_range_set
 from ttmem.errors import ClosedError, InvalidIntervalError, UnknownIdError
-from ttmem.model import DRAM_ALIGNMENT, MAX_ADDRESS, BufferType, CircularBuffer, check_bytes
+from ttmem.model import CB_KINDS, DRAM_ALIGNMENT, MAX_ADDRESS, BufferType, CircularBuffer, check_bytes
 from ttmem.placement import place
 
 log = logging.getLogger("ttmem")
 
 
-cdef extern from *:
-    """
-    #include <stdint.h>
-    #include <sys/mman.h>
+cdef enum:
+    L1_TYPE = 1            # TT-Metal's numbers of BufferType
+    L1_SMALL_TYPE = 3
 
-    /* One private page that every fork leaves zeroed, whoever forks and however (also from C, where Python's fork hooks do not
-     * run): a word of it that differs from what a publisher remembers says that the process is another one. */
-    static volatile uint64_t *ttm_canary;
-    static uint64_t ttm_canary_last;
-
-    static inline uint64_t ttm_canary_value(void) { return ttm_canary ? *ttm_canary : 0; }
-
-    static uint64_t ttm_canary_set(void) {
-        if (!ttm_canary) {
-            void *page = mmap(0, 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-            if (page == MAP_FAILED) return 0;
-            madvise(page, 4096, MADV_WIPEONFORK);
-            ttm_canary = (volatile uint64_t *)page;
-        }
-        return *ttm_canary = ++ttm_canary_last;
-    }
-    """
-    uint64_t ttm_canary_value() nogil
-    uint64_t ttm_canary_set() nogil
-
-
-def canary() -> int:
-    """Return a number that is this process's own and 0 in a child forked from it; 0 before the first publisher."""
-    return ttm_canary_value()
-
-
-def new_canary() -> int:
-    """Give this process a number of its own, at its first publisher and after a fork."""
-    return ttm_canary_set()
-
-
-cdef inline uint32_t least(uint32_t a, uint32_t b) noexcept nogil:
-    return a if a < b else b
-
-
-UNKNOWN_L1_LIMIT = 4 * 1024 * 1024
-"""How far addresses may reach where the size of L1 is not known, bytes; the largest known L1 has 1.5 MiB."""
+cdef uint64_t MOST_BYTES = <uint64_t> 1 << 62
 
 
 @cython.no_gc_clear  # the engine must outlive what it interned
@@ -111,10 +57,13 @@ cdef class PreparedFootprint:
 
     def __dealloc__(self):
         # In a forked child another thread's hold of the lock would last for ever, and there is nothing to give back.
-        if self.footprint != NULL and self.owner is not None and ttm_canary_value() == self.owner.born:
-            ttm_lock_acquire(&self.owner.lock)
-            self.owner.cb.release(self.footprint)
-            ttm_lock_release(&self.owner.lock)
+        if self.footprint == NULL or self.owner is None or self.owner.forked():
+            return
+        ttm_lock_acquire(&self.owner.lock)
+        if self.row != NULL:
+            self.owner.forget_row_locked(self.row)
+        self.owner.cb.release(self.footprint)
+        ttm_lock_release(&self.owner.lock)
 
     @property
     def num_cores(self):
@@ -130,18 +79,6 @@ cdef class PreparedFootprint:
     def cb_region_end(self):
         """The end of the highest circular buffer; 0 if there is none."""
         return self.footprint.region_end
-
-
-cdef class ProgramRow:
-    """Cached programs of one name and footprint."""
-
-    def waits(self):
-        """Tell whether the row is alive and has no place in the published table."""
-        return self.count > 0 and self.slot < 0
-
-
-cdef class BufferRow:
-    """A live buffer."""
 
 
 class _Batch:
@@ -160,8 +97,32 @@ class _Batch:
         self._publisher._end_batch()
 
 
+cdef inline bint number_of(object value, uint64_t *number) except -1:
+    """Take an id from Python; False if no id can be that."""
+    try:
+        number[0] = value
+    except (OverflowError, TypeError):
+        return False
+    return True
+
+
+cdef inline uint64_t bytes_of(object value, str what, uint64_t maximum) except? <uint64_t> -1:
+    """Take a number of bytes from Python; a plain int at next to no cost, anything else as check_bytes does."""
+    cdef int overflow = 0
+    cdef long long number
+    if type(value) is int:
+        number = PyLong_AsLongLongAndOverflow(value, &overflow)
+        if overflow == 0 and 0 <= number <= <long long> maximum:
+            return <uint64_t> number
+    return check_bytes(value, what, maximum=maximum)
+
+
+cdef inline uint32_t most(uint64_t a, uint64_t b) noexcept nogil:
+    return <uint32_t> (a if a > b else b)
+
+
 @cython.no_gc_clear
-cdef class Publisher:
+cdef class Publisher(Ledger):
     """Publishes one device's memory; made by :func:`ttmem.publish`.
 
     A context manager; :meth:`close` withdraws the device. Calls on a closed publisher raise
@@ -169,55 +130,23 @@ cdef class Publisher:
     """
 
     def __cinit__(self, int device_id, geometry, str origin="live"):
-        x, y = record_grid(geometry)
-        limit = geometry.worker_l1_size
         self.device_id = device_id
         self.geometry = geometry
         self.origin = origin
-        self.cb = Intervals(x, y, limit=UNKNOWN_L1_LIMIT if limit is None else limit)
-        self.l1 = Intervals(x, y, limit=UNKNOWN_L1_LIMIT if limit is None else limit)
-        self.block = DeviceBlock(x * y)
-        self.born = ttm_canary_value()
-        self.programs = {}
-        self.rows = {}
-        self.buffers = {}
-        self.kernels = {}
-        self.traces = {}
         self.masks = {}
-        self.next_id = 1
-        self.free_program_slots = []
-        self.waiting_rows = []
-        self.free_buffer_slots = [[], []]
-        self.next_buffer_slot[1] = TTM_BUFFER_ROWS // 2
         self.problem = ""
-        # One class of all cores and nothing on them: a fresh block says so before anything happens.
-        self.cb.map_changed = self.l1.map_changed = True
-        self.sync_class(self.cb, TTM_CB_CLASS, TTM_CB_RANGES, 0)
-        self.sync_class(self.l1, TTM_L1_CLASS, TTM_L1_RANGES, 0)
-        self.sync()
-
-    def __dealloc__(self):
-        cdef ProgramRow row
-        cdef BufferRow buffer
-        # The engines free what they interned; rows and buffers must not outlive them with dangling pointers.
-        if self.rows is not None:
-            for row in self.rows.values():
-                row.footprint = NULL
-        if self.buffers is not None:
-            for buffer in self.buffers.values():
-                buffer.footprint = NULL
 
     # Life
 
     cdef int describe_block(self) except -1:
         """Write all there is into the block where it lies now."""
-        self.block.describe(self.device_id, self.geometry, 1 if self.origin == "replay" else 0, time.time_ns())
+        self.block.describe(self.device_id, self.geometry, _ORIGINS[self.origin], time.time_ns())
         return 0
 
     def attach_file(self, file):
         """Publish in a segment's file; on failure the figures stay private, and :attr:`problem` says why."""
         try:
-            file.add(self.block, self.device_id, self.geometry, 1 if self.origin == "replay" else 0)
+            file.add(self.block, self.device_id, self.geometry, _ORIGINS[self.origin])
             self.file = file
             self.problem = ""
         except OSError as error:
@@ -230,7 +159,7 @@ cdef class Publisher:
     @property
     def published(self):
         """Whether other processes can read the figures."""
-        return self.file is not None and not self.closed and ttm_canary_value() == self.born
+        return self.file is not None and not self.closed and not self.forked()
 
     @property
     def path(self):
@@ -244,9 +173,14 @@ cdef class Publisher:
 
     def close(self):
         """Withdraw the device. Closing twice does nothing."""
-        if self.closed or ttm_canary_value() != self.born:
+        if self.closed or self.forked():
             return
+        for watch in tuple(_closing):
+            watch(self)
+        # Under the lock: a compiled caller that waits for it finds the publisher closed.
+        ttm_lock_acquire(&self.lock)
         self.closed = True
+        ttm_lock_release(&self.lock)
         if self.file is not None:
             with segment._registry_lock:
                 self.file.withdraw(self.block)
@@ -264,7 +198,7 @@ cdef class Publisher:
         return f"<ttmem.Publisher of device {self.device_id}, {state}>"
 
     cdef bint usable(self) except -1:
-        if ttm_canary_value() != self.born:
+        if self.forked():
             return False
         if self.closed:
             raise ClosedError(f"the publisher of device {self.device_id} was closed")
@@ -287,75 +221,17 @@ cdef class Publisher:
                 ttm_lock_release(&self.lock)
             self.attach_file(fresh)
 
-    # From the engine to the block
-
-    cdef void sync_class(self, Intervals plane, uint32_t class_kind, uint32_t ranges_kind, uint32_t slot) noexcept nogil:
-        cdef uint64_t *record = self.block.record(class_kind, slot)
-        cdef uint64_t *ranges
-        cdef uint64_t[64] found
-        cdef uint32_t count
-        record[0] = plane.class_physical(slot)
-        record[1] = plane.class_logical(slot)
-        if plane.change_flags[slot] & 2 or ranges_kind == 0 or self.block.high[ranges_kind] <= slot:
-            record[2] = plane.class_region_end(slot)
-            record[3] = plane.class_lowest(slot)
-            ranges = self.block.record(ranges_kind, slot)
-            count = plane.class_ranges(slot, found, TTM_RANGES_MAX + 1)
-            ranges[0] = least(count, TTM_RANGES_MAX) | (<uint64_t> (count > TTM_RANGES_MAX) << 32)
-            memcpy(ranges + 1, found, 8 * least(count, TTM_RANGES_MAX))
-            # Without memory for the ranges the class says that they are not to be had.
-            record[4] = self.block.mark(ranges_kind, slot)
-        self.block.mark(class_kind, slot)
-
-    cdef void sync_plane(self, Intervals plane, uint32_t map_kind, uint32_t class_kind, uint32_t ranges_kind) noexcept nogil:
-        cdef uint32_t i
-        for i in range(plane.changed_count):
-            self.sync_class(plane, class_kind, ranges_kind, plane.changed[i])
-        if plane.map_changed:
-            memcpy(self.block.record(map_kind, 0), plane.class_of_core, 2 * plane.num_cores)
-            self.block.mark(map_kind, 0)
-            i = 5 if map_kind == TTM_CB_MAP else 6
-            self.block.record(TTM_TOTALS, TTM_T_TABLES)[i] = plane.class_high
-            self.block.mark(TTM_TOTALS, TTM_T_TABLES)
-        plane.clear_changes()
-
-    cdef void sync(self) noexcept nogil:
-        """Take over what the engines changed."""
-        cdef uint64_t *total
-        if self.cb.changed_count or self.cb.map_changed:
-            self.sync_plane(self.cb, TTM_CB_MAP, TTM_CB_CLASS, TTM_CB_RANGES)
-        if self.l1.changed_count or self.l1.map_changed:
-            self.sync_plane(self.l1, TTM_L1_MAP, TTM_L1_CLASS, TTM_L1_RANGES)
-        total = self.block.record(TTM_TOTALS, TTM_T_CB)
-        total[0] = self.cb.physical
-        total[1] = self.cb.logical
-        total[2] = self.cb.resident
-        if total[3] < total[0]:
-            total[3] = total[0]
-        self.block.mark(TTM_TOTALS, TTM_T_CB)
-
-    cdef void publish_resident(self) noexcept nogil:
-        self.cb.fill_resident(<uint32_t *> self.block.record(TTM_RESIDENT, 0))
-        self.block.mark(TTM_RESIDENT, 0)
-        self.block.record(TTM_TOTALS, TTM_T_CB)[2] = self.cb.resident
-        self.block.mark(TTM_TOTALS, TTM_T_CB)
-
-    cdef void flush(self) noexcept nogil:
-        """Commit, unless a batch is open."""
-        if self.batch_depth == 0:
-            self.block.commit(ttm_realtime_coarse_ns())
+    # Circular buffers
 
     cdef inline int settle(self) except -1:
         # Once a second, on a clock that costs next to nothing, see whether somebody deleted the file.
         cdef uint64_t now
         if self.file is not None:
-            now = self.block.control.updated_ns
+            now = ttm_load(&self.block.updated_ns)  # not under the lock: any of its values will do
             if now > self.checked_ns + 1000000000:
                 self.checked_ns = now
                 self.check_file()
         return 0
-
-    # Circular buffers
 
     cdef bytes mask_of(self, object core_ranges):
         mask = self.masks.get(core_ranges)
@@ -467,109 +343,54 @@ cdef class Publisher:
             return 0
         return self.prepare(circular_buffers)
 
-    cdef ProgramRow row_of(self, PreparedFootprint handle, str name):
-        cdef ProgramRow row = handle.row
-        if row is not None and row.count and row.name is name:
-            return row
-        key = (<uintptr_t> handle.footprint, name)
-        row = self.rows.get(key)
-        if row is None:
-            row = ProgramRow.__new__(ProgramRow)
-            row.footprint = handle.footprint
-            row.name = name
-            row.slot = -1
-            self.rows[key] = row
+    cdef Row *row_of(self, PreparedFootprint handle, str name) except NULL:
+        """Return the row of a handle's programs of this name; the handle holds it."""
+        cdef bytes text
+        cdef Row *row
+        if handle.row != NULL and handle.row_name is name:
+            return handle.row
+        text = utf8_prefix(name, TTM_NAME_BYTES)
+        ttm_lock_acquire(&self.lock)
+        row = self.row_locked(handle.footprint, text, len(text))
+        ttm_lock_release(&self.lock)
+        if row == NULL:
+            row = self.make_row(handle, text, len(text))
+        if handle.row != NULL:
+            ttm_lock_acquire(&self.lock)
+            self.forget_row_locked(handle.row)
+            ttm_lock_release(&self.lock)
         handle.row = row
+        handle.row_name = name
         return row
 
-    cdef void write_row(self, ProgramRow row) noexcept:
-        """Fill a row that has a slot: the figures, not the name."""
-        cdef uint64_t *record = self.block.record(TTM_PROGRAMS, row.slot)
-        record[0] = <uint64_t> <long long> row.program_id
-        record[1] = row.count | <uint64_t> row.footprint.num_cores << 32
-        record[2] = row.footprint.bytes_per_core | <uint64_t> row.footprint.region_end << 32
-        record[3] = row.footprint.logical
-        record[4] = row.footprint.resident
-
-    cdef int seat(self, ProgramRow row) except -1:
-        """Give a new row a slot of the published table, if it is among the largest."""
-        cdef ProgramRow smallest
-        cdef uint64_t *record
-        if self.free_program_slots:
-            row.slot = heapq.heappop(self.free_program_slots)
-        elif self.next_program_slot < TTM_PROGRAM_ROWS:
-            row.slot = self.next_program_slot
-            self.next_program_slot += 1
-        else:
-            smallest = min((r for r in self.rows.values() if (<ProgramRow> r).slot >= 0), key=_row_bytes)
-            if smallest.footprint.logical >= row.footprint.logical:
-                self.wait(row)
-                return 0
-            row.slot = smallest.slot
-            smallest.slot = -1
-            self.wait(smallest)
-        name = utf8_prefix(row.name, TTM_NAME_BYTES)
+    cdef Row *make_row(self, PreparedFootprint handle, const char *name, size_t name_bytes) except NULL:
+        cdef uint64_t[2 * TTM_CBS_MAX] words
+        cdef uint32_t used = 0
+        cdef uint64_t begin, size, x0, y0, x1, y1, kind, first
+        cdef bint more = False
+        cdef Row *row
+        for buffer in handle.circular_buffers:
+            if buffer.globally_allocated or not buffer.size:
+                continue
+            begin, size, kind = buffer.address, buffer.size, CB_KINDS.index(buffer.kind)
+            first = 1
+            for rectangle in buffer.core_ranges.ranges:
+                if used == 2 * TTM_CBS_MAX:
+                    more = True
+                    break
+                x0, y0, x1, y1 = rectangle.start.x, rectangle.start.y, rectangle.end.x, rectangle.end.y
+                words[used] = begin | (begin + size) << 32
+                words[used + 1] = (
+                    x0 | y0 << TTM_CB_Y0 | x1 << TTM_CB_X1 | y1 << TTM_CB_Y1 | kind << TTM_CB_KIND | first << TTM_CB_FIRST
+                )
+                used += 2
+                first = 0
         ttm_lock_acquire(&self.lock)
-        record = self.block.record(TTM_PROGRAM_NAMES, row.slot)
-        memset(record, 0, TTM_NAME_BYTES)
-        memcpy(record, <const char *> name, len(name))
-        cdef bint room = self.block.mark(TTM_PROGRAM_NAMES, row.slot)
-        record = self.block.record(TTM_TOTALS, TTM_T_TABLES)
-        if record[0] <= <uint64_t> row.slot:
-            record[0] = row.slot + 1
-            self.block.mark(TTM_TOTALS, TTM_T_TABLES)
+        row = self.new_row_locked(handle.footprint, name, name_bytes, words, used, more)
         ttm_lock_release(&self.lock)
-        if not room:
-            # Shared memory is full: the totals stay exact, the row is counted.
-            heapq.heappush(self.free_program_slots, row.slot)
-            row.slot = -1
-            self.wait(row)
-        return 0
-
-    cdef int wait(self, ProgramRow row) except -1:
-        if len(self.waiting_rows) > 2 * self.program_rows_omitted + 64:
-            # Rows that ended while they waited would pile up.
-            self.waiting_rows = [entry for entry in self.waiting_rows if entry[2].waits()]
-            heapq.heapify(self.waiting_rows)
-        heapq.heappush(self.waiting_rows, (-<object> row.footprint.logical, id(row), row))
-        self.program_rows_omitted += 1
-        self.publish_omitted()
-        return 0
-
-    cdef int unseat(self, ProgramRow row) except -1:
-        """Take a row out of the table; the largest one that waits comes in."""
-        cdef uint64_t *record
-        cdef ProgramRow next_row
-        if row.slot < 0:
-            self.program_rows_omitted -= 1
-            self.publish_omitted()
-            return 0
-        ttm_lock_acquire(&self.lock)
-        record = self.block.record(TTM_PROGRAMS, row.slot)
-        memset(record, 0, 56)
-        self.block.mark(TTM_PROGRAMS, row.slot)
-        ttm_lock_release(&self.lock)
-        heapq.heappush(self.free_program_slots, row.slot)
-        row.slot = -1
-        while self.waiting_rows:
-            next_row = heapq.heappop(self.waiting_rows)[2]
-            # Rows that ended while they waited are passed over here, once each.
-            if next_row.count and next_row.slot < 0:
-                self.program_rows_omitted -= 1
-                self.seat(next_row)
-                if next_row.slot >= 0:
-                    self.write_row(next_row)
-                    self.block.mark(TTM_PROGRAMS, next_row.slot)
-                self.publish_omitted()
-                break
-        return 0
-
-    cdef int publish_omitted(self) except -1:
-        cdef uint64_t *record = self.block.record(TTM_TOTALS, TTM_T_TABLES)
-        record[1] = self.program_rows_omitted
-        record[4] = self.buffers_omitted
-        self.block.mark(TTM_TOTALS, TTM_T_TABLES)
-        return 0
+        if row == NULL:
+            raise MemoryError("no memory for a program's circular buffers")
+        return row
 
     @cython.critical_section
     def add_program(self, circular_buffers, *, str name="", program_id=None):
@@ -588,95 +409,46 @@ cdef class Publisher:
             ValueError: the id is in use.
         """
         cdef PreparedFootprint handle
-        cdef ProgramRow row
-        cdef uint64_t *total
+        cdef Row *row
+        cdef uint64_t number = 0
+        cdef bint given = program_id is not None
+        cdef int status
         if not self.usable():
             return 0
-        if program_id is None:
-            program_id = self.next_id
-        else:
+        if given:
             if isinstance(program_id, bool) or not isinstance(program_id, int):
                 raise TypeError(f"program_id must be an integer, got {program_id!r}")
             if not 0 <= program_id < 2**62:
                 raise InvalidIntervalError(f"program_id must be between 0 and 2^62 - 1, got {program_id}")
-            if program_id in self.programs:
-                raise ValueError(f"program {program_id} is in the cache of device {self.device_id} already: remove it first")
+            number = program_id
         handle = self.prepare(circular_buffers)
         row = self.row_of(handle, name)
         ttm_lock_acquire(&self.lock)
-        cdef int status = self.cb.add(row.footprint)
+        if not given:
+            number = self.next_id
+        status = self.program_added_locked(number, row)
+        if status == 0 and number >= self.next_id:
+            self.next_id = number + 1
         ttm_lock_release(&self.lock)
+        if status == ID_IN_USE:
+            raise ValueError(f"program {number} is in the cache of device {self.device_id} already: remove it first")
         if status != 0:
-            if not row.count:
-                del self.rows[(<uintptr_t> row.footprint, name)]
             raise MemoryError("no memory for a program's circular buffers")
-        if row.count == 0:
-            self.cb.retain(row.footprint)
-            row.program_id = program_id
-            self.seat(row)
-        else:
-            if row.others is None:
-                row.others = set()
-            row.others.add(program_id)
-        row.count += 1
-        self.programs[program_id] = row
-        if program_id >= self.next_id:
-            self.next_id = program_id + 1
-        ttm_lock_acquire(&self.lock)
-        if row.slot >= 0:
-            self.write_row(row)
-            if not self.block.mark(TTM_PROGRAMS, row.slot):
-                row.slot = -1
-        total = self.block.record(TTM_TOTALS, TTM_T_CB)
-        total[4] += 1
-        total[5] = len(self.rows)
-        self.sync()
-        self.flush()
-        ttm_lock_release(&self.lock)
         self.settle()
-        return program_id
+        return number
 
-    @cython.critical_section
     def remove_program(self, program_id):
         """Record that a program left the cache; what it left configured on the cores stays until the next dispatch.
 
         Raises:
             UnknownIdError: no such program is in the cache.
         """
-        cdef ProgramRow row
-        cdef uint64_t *total
-        if not self.usable():
-            return 0
-        row = self.programs.pop(program_id, None)
-        if row is None:
-            raise UnknownIdError(f"program {program_id!r} is not in the cache of device {self.device_id}")
-        row.count -= 1
-        if row.count:
-            if row.program_id == program_id:
-                row.program_id = row.others.pop()
-            else:
-                row.others.discard(program_id)
-        else:
-            del self.rows[(<uintptr_t> row.footprint, row.name)]
-            self.unseat(row)
-        ttm_lock_acquire(&self.lock)
-        self.cb.remove(row.footprint)
-        if row.count == 0:
-            self.cb.release(row.footprint)
-            row.footprint = NULL
-        elif row.slot >= 0:
-            self.write_row(row)
-            self.block.mark(TTM_PROGRAMS, row.slot)
-        total = self.block.record(TTM_TOTALS, TTM_T_CB)
-        total[4] -= 1
-        total[5] = len(self.rows)
-        self.sync()
-        self.flush()
-        ttm_lock_release(&self.lock)
-        self.settle()
-        return 0
+        cdef uint64_t number = 0
+        cdef int status = UNKNOWN_ID if not number_of(program_id, &number) else self.program_removed(number)
+        if status != 0:
+            return self.refuse(status, "program", program_id, "in the cache of")
+        return self.settle()
 
-    @cython.critical_section
     def dispatch(self, program_id):
         """Record that a cached program was sent to the device: its bytes replace those of the cores that it covers.
 
@@ -685,48 +457,22 @@ cdef class Publisher:
         Raises:
             UnknownIdError: no such program is in the cache.
         """
-        cdef ProgramRow row
+        cdef uint64_t number = 0
+        cdef int status = UNKNOWN_ID if not number_of(program_id, &number) else self.program_dispatched(number)
+        if status != 0:
+            return self.refuse(status, "program", program_id, "in the cache of")
+        return self.settle()
+
+    def refuse(self, int status, str what, number, str where):
+        """Raise what a status of the ledger stands for; return 0 in a forked child."""
         if not self.usable():
             return 0
-        row = self.programs.get(program_id)
-        if row is None:
-            raise UnknownIdError(f"program {program_id!r} is not in the cache of device {self.device_id}")
-        if self.open_trace is not None:
-            self.traces[self.open_trace].append(self.handle_of(row))
-            return 0
-        self.apply(row.footprint)
-        return 0
-
-    cdef int apply(self, Footprint *footprint) except -1:
-        # The usual loop dispatches what is resident already: then no figure changes.
-        if footprint == self.last_dispatched:
-            return 0
-        ttm_lock_acquire(&self.lock)
-        self.cb.dispatch(footprint)
-        # A reference of its own: without it another footprint might come to lie at the same address.
-        self.cb.retain(footprint)
-        if self.last_dispatched != NULL:
-            self.cb.release(self.last_dispatched)
-        self.last_dispatched = footprint
-        self.publish_resident()
-        self.flush()
-        ttm_lock_release(&self.lock)
-        self.settle()
-        return 0
+        if status == NO_MEMORY:
+            raise MemoryError(f"no memory for a {what}")
+        raise UnknownIdError(f"{what} {number!r} is not {where} device {self.device_id}")
 
     # Traces
 
-    cdef PreparedFootprint handle_of(self, ProgramRow row):
-        cdef PreparedFootprint handle = PreparedFootprint.__new__(PreparedFootprint)
-        ttm_lock_acquire(&self.lock)
-        self.cb.retain(row.footprint)
-        ttm_lock_release(&self.lock)
-        handle.footprint = row.footprint
-        handle.owner = self
-        handle.circular_buffers = ()
-        return handle
-
-    @cython.critical_section
     def begin_trace(self):
         """Start capturing a trace.
 
@@ -736,85 +482,55 @@ cdef class Publisher:
         Raises:
             ValueError: another trace is being captured.
         """
+        cdef uint64_t number
+        cdef int status
         if not self.usable():
             return 0
-        if self.open_trace is not None:
+        number = self.take_id()
+        status = self.trace_begun(number)
+        if status == TRACE_OPEN:
             raise ValueError(f"trace {self.open_trace} is being captured already: end it first")
-        self.open_trace = trace_id = self.take_id()
-        self.traces[trace_id] = []
-        return trace_id
+        return 0 if status == NOT_HERE else number
 
-    cdef object take_id(self):
+    cdef uint64_t take_id(self) noexcept nogil:
+        cdef uint64_t number
+        ttm_lock_acquire(&self.lock)
         number = self.next_id
         self.next_id = number + 1
+        ttm_lock_release(&self.lock)
         return number
 
-    @cython.critical_section
     def end_trace(self, trace_id):
         """End the capture of a trace.
 
         Raises:
             UnknownIdError: that trace is not being captured.
         """
-        cdef PreparedFootprint handle, part
-        cdef Footprint **parts
-        cdef size_t i
-        if not self.usable():
-            return 0
-        if trace_id != self.open_trace or trace_id is None:
-            raise UnknownIdError(f"trace {trace_id!r} is not being captured on device {self.device_id}")
-        programs = self.traces[trace_id]
-        parts = <Footprint **> PyMem_Malloc((len(programs) + 1) * sizeof(Footprint *))
-        if parts == NULL:
-            raise MemoryError("no memory for a trace")
-        try:
-            for i in range(len(programs)):
-                part = programs[i]
-                parts[i] = part.footprint
-            handle = PreparedFootprint.__new__(PreparedFootprint)
-            ttm_lock_acquire(&self.lock)
-            handle.footprint = self.cb.peak_of(parts, len(programs))
-            ttm_lock_release(&self.lock)
-        finally:
-            PyMem_Free(parts)
-        if handle.footprint == NULL:
-            raise MemoryError("no memory for a trace")
-        handle.owner = self
-        handle.circular_buffers = ()
-        self.traces[trace_id] = handle
-        self.open_trace = None
-        return 0
+        cdef uint64_t number = 0
+        cdef int status = UNKNOWN_ID if not number_of(trace_id, &number) else self.trace_ended(number)
+        return 0 if status == 0 else self.refuse(status, "trace", trace_id, "being captured on")
 
-    @cython.critical_section
     def replay_trace(self, trace_id):
         """Record that a trace was replayed: each core then holds the peak over the trace's programs (TT-Metal #53721).
 
         Raises:
             UnknownIdError: no such trace was captured.
         """
-        if not self.usable():
-            return 0
-        handle = self.traces.get(trace_id)
-        if not isinstance(handle, PreparedFootprint):
-            raise UnknownIdError(f"trace {trace_id!r} was not captured on device {self.device_id}")
-        self.apply((<PreparedFootprint> handle).footprint)
-        return 0
+        cdef uint64_t number = 0
+        cdef int status = UNKNOWN_ID if not number_of(trace_id, &number) else self.trace_replayed(number)
+        if status != 0:
+            return self.refuse(status, "trace", trace_id, "captured on")
+        return self.settle()
 
-    @cython.critical_section
     def release_trace(self, trace_id):
         """Forget a trace.
 
         Raises:
             UnknownIdError: there is no such trace.
         """
-        if not self.usable():
-            return 0
-        if trace_id not in self.traces:
-            raise UnknownIdError(f"trace {trace_id!r} was not captured on device {self.device_id}")
-        if trace_id == self.open_trace:
-            self.open_trace = None
-        del self.traces[trace_id]
-        return 0
+        cdef uint64_t number = 0
+        cdef int status = UNKNOWN_ID if not number_of(trace_id, &number) else self.trace_released(number)
+        return 0 if status == 0 else self.refuse(status, "trace", trace_id, "captured on")
 
     # Buffers
 
@@ -836,59 +552,50 @@ cdef class Publisher:
         Raises:
             InvalidIntervalError: a size or address is negative, no integer, or beyond L1.
         """
-        cdef BufferRow row
-        cdef uint64_t *total
-        cdef int status = 0
+        cdef Footprint *footprint = NULL
+        cdef uint64_t flags, number, bytes_in_all, maximum
+        cdef uint64_t first = 0, per_bank = 0
+        cdef uint32_t type_number
+        cdef bint in_l1
+        cdef bytes text
+        cdef int status
         if not self.usable():
             return 0
-        kind = BufferType.parse(buffer_type)
-        size = check_bytes(size, "the size of a buffer")
-        in_l1 = kind in (BufferType.L1, BufferType.L1_SMALL)
-        maximum = MAX_ADDRESS if in_l1 else 2**62
+        type_number = buffer_type if type(buffer_type) is BufferType else BufferType.parse(buffer_type)
+        bytes_in_all = bytes_of(size, "the size of a buffer", MOST_BYTES)
+        in_l1 = type_number == L1_TYPE or type_number == L1_SMALL_TYPE
+        maximum = MAX_ADDRESS if in_l1 else MOST_BYTES
         if address is not None:
-            address = check_bytes(address, "the address of a buffer", maximum=maximum)
+            first = bytes_of(address, "the address of a buffer", maximum)
         if size_per_bank is not None:
-            size_per_bank = check_bytes(size_per_bank, "size_per_bank of a buffer", maximum=maximum)
+            per_bank = bytes_of(size_per_bank, "size_per_bank of a buffer", maximum)
         mask = None if core_ranges is None else self.mask_of(as_core_range_set(core_ranges))
-        row = BufferRow.__new__(BufferRow)
-        row.buffer_type = kind
-        row.size_bytes = size
-        row.slot = -1
         if in_l1 and address is not None and size_per_bank is not None:
-            if address + size_per_bank > self.l1.limit:
+            if first + per_bank > self.l1.limit:
                 raise InvalidIntervalError(
                     f"a buffer of {size_per_bank} bytes a bank at {address} ends beyond L1, {self.l1.limit} bytes"
                 )
             # L1_SMALL lies in a region of its own, which l1_accounting counts whole.
-            if kind == BufferType.L1 and size_per_bank:
+            if type_number == L1_TYPE and per_bank:
                 if mask is None:
                     mask = self.all_cores()
-                row.footprint = self.intern(self.l1, [(address, address + size_per_bank, mask)])
-        buffer_id = self.take_id()
+                footprint = self.intern(self.l1, [(first, first + per_bank, mask)])
+        flags = (address is not None) << 1 | (size_per_bank is not None) << 2
+        text = utf8_prefix(name, TTM_NAME_BYTES)
         ttm_lock_acquire(&self.lock)
-        if row.footprint != NULL:
-            status = self.l1.add(row.footprint)
-            if status != 0:
-                self.l1.release(row.footprint)
-                row.footprint = NULL
+        number = self.next_id
+        status = self.buffer_allocated_locked(
+            number, type_number, bytes_in_all, flags, first, per_bank, footprint, text, len(text)
+        )
+        if status == 0:
+            self.next_id = number + 1
+        elif footprint != NULL:
+            self.l1.release(footprint)
         ttm_lock_release(&self.lock)
         if status != 0:
             raise MemoryError("no memory for a buffer")
-        self.buffers[buffer_id] = row
-        self.seat_buffer(row, buffer_id, address, size_per_bank, name)
-        ttm_lock_acquire(&self.lock)
-        total = self.block.record(TTM_TOTALS, TTM_T_DRAM + row.buffer_type)
-        total[0] += row.size_bytes
-        total[2] += 1
-        if total[1] < total[0]:
-            total[1] = total[0]
-        self.block.mark(TTM_TOTALS, TTM_T_DRAM + row.buffer_type)
-        if row.footprint != NULL:
-            self.sync()
-        self.flush()
-        ttm_lock_release(&self.lock)
         self.settle()
-        return buffer_id
+        return number
 
     cdef bytes all_cores(self):
         mask = self.masks.get(None)
@@ -897,91 +604,17 @@ cdef class Publisher:
             mask = self.masks[None] = ((<object> 1 << cores) - 1).to_bytes(8 * self.cb.mask_words, "little")
         return mask
 
-    cdef int seat_buffer(self, BufferRow row, object buffer_id, object address, object size_per_bank, str name) except -1:
-        """Give a new buffer a row of the published table."""
-        cdef uint64_t *record
-        cdef uint64_t number = buffer_id
-        cdef uint64_t first = address or 0
-        cdef uint64_t per_bank = size_per_bank or 0
-        cdef uint64_t flags = 1 | (address is not None) << 1 | (size_per_bank is not None) << 2
-        cdef uint64_t now = time.time_ns()
-        half = 0 if row.buffer_type in (BufferType.L1, BufferType.L1_SMALL) else 1
-        slots = self.free_buffer_slots[half]
-        cdef int side = half
-        cdef int slot
-        if slots:
-            slot = heapq.heappop(slots)
-        elif self.next_buffer_slot[side] < TTM_BUFFER_ROWS // 2 * (side + 1):
-            slot = self.next_buffer_slot[side]
-            self.next_buffer_slot[side] += 1
-        else:
-            self.buffers_omitted += 1
-            return self.publish_omitted()
-        text = utf8_prefix(name, TTM_NAME_BYTES)
-        cdef uint64_t high = slot + 1 - (TTM_BUFFER_ROWS // 2 if half else 0)
-        cdef bint room
-        ttm_lock_acquire(&self.lock)
-        room = self.block.mark(TTM_BUFFERS, slot) and self.block.mark(TTM_BUFFER_NAMES, slot)
-        if room:
-            record = self.block.record(TTM_BUFFERS, slot)
-            record[0] = number
-            record[1] = row.buffer_type | flags << 8
-            record[2] = row.size_bytes
-            record[3] = first
-            record[4] = per_bank
-            record[5] = now
-            record[6] = row.footprint.num_cores if row.footprint != NULL else 0
-            record = self.block.record(TTM_BUFFER_NAMES, slot)
-            memset(record, 0, TTM_NAME_BYTES)
-            memcpy(record, <const char *> text, len(text))
-            record = self.block.record(TTM_TOTALS, TTM_T_TABLES)
-            if record[2 + (slot >= TTM_BUFFER_ROWS // 2)] < high:
-                record[2 + (slot >= TTM_BUFFER_ROWS // 2)] = high
-                self.block.mark(TTM_TOTALS, TTM_T_TABLES)
-        ttm_lock_release(&self.lock)
-        if room:
-            row.slot = slot
-            return 0
-        heapq.heappush(slots, slot)
-        self.buffers_omitted += 1
-        return self.publish_omitted()
-
-    @cython.critical_section
     def deallocate(self, buffer_id):
         """Record that a buffer was freed.
 
         Raises:
             UnknownIdError: there is no such buffer.
         """
-        cdef BufferRow row
-        cdef uint64_t *total
-        if not self.usable():
-            return 0
-        row = self.buffers.pop(buffer_id, None)
-        if row is None:
-            raise UnknownIdError(f"buffer {buffer_id!r} is not allocated on device {self.device_id}")
-        if row.slot < 0:
-            self.buffers_omitted -= 1
-            self.publish_omitted()
-        else:
-            heapq.heappush(self.free_buffer_slots[row.slot >= TTM_BUFFER_ROWS // 2], row.slot)
-        ttm_lock_acquire(&self.lock)
-        if row.slot >= 0:
-            memset(self.block.record(TTM_BUFFERS, row.slot), 0, 56)
-            self.block.mark(TTM_BUFFERS, row.slot)
-        total = self.block.record(TTM_TOTALS, TTM_T_DRAM + row.buffer_type)
-        total[0] -= row.size_bytes
-        total[2] -= 1
-        self.block.mark(TTM_TOTALS, TTM_T_DRAM + row.buffer_type)
-        if row.footprint != NULL:
-            self.l1.remove(row.footprint)
-            self.l1.release(row.footprint)
-            row.footprint = NULL
-            self.sync()
-        self.flush()
-        ttm_lock_release(&self.lock)
-        self.settle()
-        return 0
+        cdef uint64_t number = 0
+        cdef int status = UNKNOWN_ID if not number_of(buffer_id, &number) else self.buffer_freed(number)
+        if status != 0:
+            return self.refuse(status, "buffer", buffer_id, "allocated on")
+        return self.settle()
 
     # Kernels
 
@@ -998,68 +631,97 @@ cdef class Publisher:
         Returns:
             The kernel's id.
         """
+        cdef uint64_t number, total
+        cdef int status
         if not self.usable():
             return 0
-        size = check_bytes(size, "the size of a kernel")
+        total = bytes_of(size, "the size of a kernel", MOST_BYTES)
         if core_ranges is not None:
             ranges = as_core_range_set(core_ranges)
             self.mask_of(ranges)
-            size *= ranges.num_cores
-        kernel_id = self.take_id()
-        self.kernels[kernel_id] = (size, persistent)
-        self.count_kernel(size, size if persistent else 0, 1)
-        return kernel_id
-
-    cdef int count_kernel(self, object size, object persistent, int change) except -1:
-        cdef uint64_t *total = self.block.record(TTM_TOTALS, TTM_T_KERNEL)
-        cdef long long used = size
-        cdef long long staying = persistent
+            total = check_bytes(size * ranges.num_cores, "the size of a kernel on all its cores")
         ttm_lock_acquire(&self.lock)
-        total[0] += used
-        total[1] += staying
-        total[2] += change
-        self.block.mark(TTM_TOTALS, TTM_T_KERNEL)
-        self.flush()
+        number = self.next_id
+        status = self.kernel_loaded_locked(number, total, persistent)
+        if status == 0:
+            self.next_id = number + 1
         ttm_lock_release(&self.lock)
-        return self.settle()
+        if status != 0:
+            raise MemoryError("no memory for a kernel")
+        self.settle()
+        return number
 
-    @cython.critical_section
     def unload_kernel(self, kernel_id):
         """Record that a kernel's code was unloaded.
 
         Raises:
             UnknownIdError: there is no such kernel.
         """
+        cdef uint64_t number = 0
+        cdef int status = UNKNOWN_ID if not number_of(kernel_id, &number) else self.kernel_unloaded(number)
+        if status != 0:
+            return self.refuse(status, "kernel", kernel_id, "loaded on")
+        return self.settle()
+
+    # The figures as a whole
+
+    def reset_peaks(self):
+        """Let the high-water marks of this process start anew at what there is now."""
         if not self.usable():
             return 0
-        if kernel_id not in self.kernels:
-            raise UnknownIdError(f"kernel {kernel_id!r} is not loaded on device {self.device_id}")
-        size, persistent = self.kernels.pop(kernel_id)
-        self.count_kernel(-size, -size if persistent else 0, -1)
+        ttm_lock_acquire(&self.lock)
+        self.reset_peaks_locked()
+        ttm_lock_release(&self.lock)
+        return self.settle()
+
+    def core_peaks(self):
+        """Return [(x, y, most CB bytes, most bytes of L1 buffers), ...] of all cores since publish or :meth:`reset_peaks`.
+
+        These are of this process alone; the two need not have been reached at one moment.
+        """
+        cdef uint32_t[1024] circular, buffers
+        cdef uint32_t core, width = self.cb.width
+        ttm_lock_acquire(&self.lock)
+        self.cb.fill_core_peaks(circular)
+        self.l1.fill_core_peaks(buffers)
+        for core in range(self.cb.num_cores):
+            # A floor is of classes that are no more; the class that a core is in now has a peak of its own.
+            circular[core] = most(circular[core], self.cb.class_peak(self.cb.class_of_core[core]))
+            buffers[core] = most(buffers[core], self.l1.class_peak(self.l1.class_of_core[core]))
+        ttm_lock_release(&self.lock)
+        return [(core % width, core // width, circular[core], buffers[core]) for core in range(self.cb.num_cores)]
+
+    def note(self, uint64_t notes):
+        """Tell readers what to know of the figures as a whole (``enum ttm_note`` in ``_layout.h``); nothing is taken back."""
+        if not self.usable():
+            return 0
+        ttm_lock_acquire(&self.lock)
+        self.block.note(notes)
+        ttm_lock_release(&self.lock)
         return 0
 
     # Many changes at once, and a look at oneself
 
     def batch(self):
         """Return a context manager that publishes all changes made within it at once, when it ends."""
-        if ttm_canary_value() == self.born and self.closed:
+        if not self.forked() and self.closed:
             self.usable()
         return _Batch(self)
 
     def _begin_batch(self):
         # In a forked child another thread's hold of the lock would last for ever.
-        if ttm_canary_value() != self.born:
+        if self.forked():
             return
         ttm_lock_acquire(&self.lock)
         self.batch_depth += 1
         ttm_lock_release(&self.lock)
 
     def _end_batch(self):
-        if ttm_canary_value() != self.born:
+        if self.forked():
             return
         ttm_lock_acquire(&self.lock)
         self.batch_depth -= 1
-        self.flush()
+        self.flush_locked()
         ttm_lock_release(&self.lock)
 
     def snapshot(self):
@@ -1087,19 +749,20 @@ cdef class Publisher:
             ttm_lock_release(&self.lock)
 
 
-def _row_bytes(ProgramRow row):
-    return row.footprint.logical
-
-
 def utf8_prefix(str text, Py_ssize_t limit):
     """Return text as UTF-8 of at most ``limit`` bytes, cut between characters."""
+    if not text:
+        return b""
     encoded = text.encode("utf-8", "replace")
     if len(encoded) <= limit:
         return encoded
     return encoded[:limit].decode("utf-8", "ignore").encode()
 
 
+_ORIGINS = {"live": 0, "replay": 1, "recording": 2}
 _published = {}
+_closing = []
+"""What is called with each publisher that is about to close, while its figures can still be read."""
 
 
 def publish_device(int device_id, geometry, str origin, file):

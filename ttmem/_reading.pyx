@@ -9,8 +9,8 @@ Traps
 4. Work is bounded: a fixed number of tries, and no more bytes than a fixed number of images.
 """
 
-from libc.stdint cimport INT64_MIN, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
-from libc.stdlib cimport calloc, free, malloc, qsort
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy, memset
 
 from ttmem._layout cimport (
@@ -19,7 +19,12 @@ from ttmem._layout cimport (
     TTM_BUFFERS,
     TTM_CB_CLASS,
     TTM_CB_MAP,
+    TTM_CB_FIRST,
+    TTM_CB_KIND,
     TTM_CB_RANGES,
+    TTM_CB_X1,
+    TTM_CB_Y0,
+    TTM_CB_Y1,
     TTM_CONTROL,
     TTM_ENDIAN,
     TTM_HEADER_BYTES,
@@ -41,6 +46,13 @@ from ttmem._layout cimport (
     TTM_NAME_BYTES,
     TTM_NAME_WORDS,
     TTM_PAGE,
+    TTM_PEAK_BYTES,
+    TTM_PEAK_COUNT,
+    TTM_PEAK_ID,
+    TTM_PEAK_NAME,
+    TTM_PEAK_NS,
+    TTM_PEAKS,
+    TTM_PROGRAM_CBS,
     TTM_PROGRAM_NAMES,
     TTM_PROGRAMS,
     TTM_RANGES_MAX,
@@ -78,7 +90,9 @@ cdef enum:
     TRIES = 32          # for one cut of a block whose writer goes on writing
     CORES_MAX = 1024
     BLOCKS_MAX = 4096
-    SECTION_MAX = 4 << 20      # bytes; the largest of layout 1.0 has 512 KiB
+    SECTION_MAX = 4 << 20      # bytes; the largest of layout 1.1 has 512 KiB
+
+cdef uint64_t SIZE_MAX_CLAIMED = <uint64_t> 1 << 62    # what a publisher takes at most
 
 cdef uint64_t[TTM_KEYS] keys
 
@@ -94,10 +108,6 @@ _fill_keys()
 
 cdef inline uint64_t least(uint64_t a, uint64_t b) noexcept nogil:
     return a if a < b else b
-
-
-cdef inline int64_t most(int64_t a, int64_t b) noexcept nogil:
-    return a if a > b else b
 
 
 cdef bint read_exactly(int fd, void *target, uint64_t count, uint64_t offset) noexcept nogil:
@@ -205,6 +215,25 @@ def block_offsets(int fd, uint64_t file_bytes, uint64_t header_bytes):
     return found
 
 
+def cbs_of(bytes packed):
+    """Return [(begin, end, kind, [(x, y, last x, last y), ...]), ...] of a program, from what ``programs`` gives of its CBs.
+
+    Apart from the reading: most programs are the same ones at the next, and whoever remembers them need not unpack.
+    """
+    cdef const uint64_t *words = <const uint64_t *> <const char *> packed
+    cdef uint64_t where
+    cdef Py_ssize_t i
+    found = []
+    rectangles = []
+    for i in range(len(packed) // 16):
+        where = words[2 * i + 1]
+        if where >> TTM_CB_FIRST & 1 or i == 0:
+            rectangles = []
+            found.append((words[2 * i] & 0xFFFFFFFFu, words[2 * i] >> 32, where >> TTM_CB_KIND & 15, rectangles))
+        rectangles.append((where & 1023, where >> TTM_CB_Y0 & 1023, where >> TTM_CB_X1 & 1023, where >> TTM_CB_Y1 & 1023))
+    return found
+
+
 cdef class BlockReading:
     """One device's block as one writer published it, taken out of the file.
 
@@ -215,21 +244,6 @@ cdef class BlockReading:
         damaged: how many records match no checksum; figures that need them are unknown.
         bytes_read, tries: the work that was done.
     """
-
-    cdef ttm_block_header header
-    cdef uint64_t *data[12]             # a section's records, packed with its own stride
-    cdef uint8_t *valid[12]
-    cdef uint32_t rows[12]              # records that were read
-    cdef ttm_section section[12]
-    cdef readonly bint live
-    cdef readonly bint consistent
-    cdef readonly uint32_t damaged
-    cdef readonly uint64_t bytes_read
-    cdef readonly uint32_t tries
-    cdef readonly uint64_t updated_ns
-    cdef readonly uint64_t dropped
-    cdef readonly uint64_t seq
-    cdef uint64_t generation            # of the block when its header was read
 
     def __init__(self, int fd, uint64_t offset, uint64_t file_bytes):
         self.read_header(fd, offset, file_bytes)
@@ -242,6 +256,15 @@ cdef class BlockReading:
         """
         if self.live:
             self.read_images(fd, offset)
+
+    cdef BlockReading successor(self):
+        """Return a reading of the same block whose figures are yet to be read; valid while the generation is the same."""
+        cdef BlockReading later = BlockReading.__new__(BlockReading)
+        later.header = self.header
+        later.control = self.control
+        later.section = self.section
+        later.live = self.live
+        return later
 
     def __dealloc__(self):
         cdef uint32_t kind
@@ -256,6 +279,7 @@ cdef class BlockReading:
         cdef ttm_section *section
         cdef uint32_t i, kind, cores
         cdef uint64_t room, claimed = 0
+        memset(&after, 0, sizeof(after))
         for _attempt in range(TRIES):
             if offset > file_bytes or file_bytes - offset < TTM_PAGE:
                 raise CorruptSegmentError(f"the block at {offset} lies beyond the segment's end, {file_bytes}")
@@ -271,10 +295,11 @@ cdef class BlockReading:
                 break
         else:
             # The block is being written for another device, or its writer died while it did that.
+            self.control = after
             self.live = False
             return 0
         memcpy(&self.header, head, sizeof(ttm_block_header))
-        self.generation = after.generation
+        self.control = after
         self.live = after.state == TTM_STATE_LIVE
         if not self.live and after.state != TTM_STATE_CLOSED:
             raise CorruptSegmentError(f"the block at {offset} has the state {after.state}, which is none")
@@ -300,6 +325,10 @@ cdef class BlockReading:
         cores = self.header.grid_x * self.header.grid_y
         if not (0 < self.header.grid_x <= CORES_MAX and 0 < self.header.grid_y <= CORES_MAX and cores <= CORES_MAX):
             raise CorruptSegmentError(f"the block at {offset} has a grid of {self.header.grid_x} x {self.header.grid_y}")
+        for i in range(5):
+            # worker_l1_size, l1_cb_base, l1_small_size, dram_size, trace_region_size: sums of them must not overflow.
+            if (&self.header.worker_l1_size)[i] > SIZE_MAX_CLAIMED:
+                raise CorruptSegmentError(f"the block at {offset} claims a memory of {(&self.header.worker_l1_size)[i]} bytes")
         memset(self.section, 0, sizeof(self.section))
         for i in range(self.header.section_count):
             section = &self.header.sections[i]
@@ -318,6 +347,8 @@ cdef class BlockReading:
                 raise CorruptSegmentError(f"section {section.kind} of the block at {offset} is too large")
             self.section[section.kind] = section[0]
         for kind in range(TTM_SECTION_COUNT):
+            if kind >= TTM_PROGRAM_CBS and self.section[kind].count == 0:
+                continue  # written by 1.0
             i = 8 if kind == TTM_TOTALS else 1
             if self.section[kind].words < minimum_words(kind, cores) or self.section[kind].count < i:
                 raise CorruptSegmentError(f"section {kind} of the block at {offset} is missing or too small")
@@ -338,15 +369,13 @@ cdef class BlockReading:
             ttm_fence_acquire()
             if not read_exactly(fd, &after, sizeof(after), offset + TTM_CONTROL):
                 raise CorruptSegmentError("the segment was cut short while it was read")
-            if after.generation != self.generation or after.state != TTM_STATE_LIVE:
+            if after.generation != self.control.generation or after.state != TTM_STATE_LIVE:
                 self.live = False
                 return 0
             if after.seq == before.seq:
                 whole = True
                 break
-        self.seq = after.seq
-        self.updated_ns = after.updated_ns
-        self.dropped = after.dropped
+        self.control = after
         self.judge()
         if not whole or self.damaged:
             # Whatever is not right here may be right in the other image, which may be of another moment.
@@ -373,12 +402,16 @@ cdef class BlockReading:
                     rows = <uint32_t> least(rows, totals[5])
                 elif kind == TTM_L1_CLASS or kind == TTM_L1_RANGES:
                     rows = <uint32_t> least(rows, totals[6])
-                elif kind == TTM_PROGRAMS or kind == TTM_PROGRAM_NAMES:
+                elif kind == TTM_PROGRAMS or kind == TTM_PROGRAM_NAMES or kind == TTM_PROGRAM_CBS:
                     rows = <uint32_t> least(rows, totals[0])
+                elif kind == TTM_PEAKS:
+                    pass
                 elif totals[3]:
                     rows = <uint32_t> least(rows, rows // 2 + totals[3])
                 else:
                     rows = <uint32_t> least(rows, totals[2])
+            elif kind == TTM_RESIDENT:
+                rows = <uint32_t> least(rows, 2)
             else:
                 rows = 1
             self.read_section(fd, image, kind, rows, self.lower_rows(kind, rows), merge)
@@ -387,7 +420,7 @@ cdef class BlockReading:
     cdef uint32_t lower_rows(self, uint32_t kind, uint32_t rows) noexcept nogil:
         """Return how many of the rows lie before a gap that nobody needs to read."""
         cdef uint32_t half = self.section[kind].count // 2
-        if kind < TTM_BUFFERS or rows <= half:
+        if (kind != TTM_BUFFERS and kind != TTM_BUFFER_NAMES) or rows <= half:
             return rows
         return <uint32_t> least(half, self.line(TTM_TOTALS, TTM_T_TABLES)[2])
 
@@ -445,9 +478,11 @@ cdef class BlockReading:
         cdef uint64_t tag = record[last]
         if kind == TTM_CB_RANGES or kind == TTM_L1_RANGES:
             used = <uint32_t> least(record[0] & 0xFFFFFFFFu, last - 1) + 1
+        elif kind == TTM_PROGRAM_CBS:
+            used = 2 * <uint32_t> least(record[0] & 0xFFFFFFFFu, (last - 1) // 2) + 1
         if ttm_tag(keys, record, used, <uint64_t> kind << 32 | index, <uint32_t> (tag >> 32)) == tag:
             return True
-        if tag != 0 or kind < TTM_CB_RANGES or self.dropped == 0:
+        if tag != 0 or kind < TTM_CB_RANGES or self.control.dropped == 0:
             return False
         for i in range(last):
             if record[i]:
@@ -476,6 +511,26 @@ cdef class BlockReading:
         return self.data[kind] + <uint64_t> index * self.section[kind].stride // 8
 
     # What it says
+
+    @property
+    def updated_ns(self):
+        """When a figure last changed, CLOCK_REALTIME_COARSE; 0 if none did."""
+        return self.control.updated_ns
+
+    @property
+    def dropped(self):
+        """How many records found no memory in the writer's file."""
+        return self.control.dropped
+
+    @property
+    def seq(self):
+        """The latch's number when the figures were taken."""
+        return self.control.seq
+
+    @property
+    def notes(self):
+        """What the writer says of the figures as a whole (``enum ttm_note``)."""
+        return self.control.notes
 
     @property
     def device_id(self):
@@ -517,7 +572,8 @@ cdef class BlockReading:
 
     @property
     def origin(self):
-        return "replay" if self.header.origin == 1 else "live"
+        """``live``; ``replay`` of a capture, which tells nothing of kernels; or ``recording``, the replay of one."""
+        return {1: "replay", 2: "recording"}.get(self.header.origin, "live")
 
     def total(self, uint32_t index):
         """Return the words of a record of the totals; None if it is damaged."""
@@ -527,7 +583,10 @@ cdef class BlockReading:
         return tuple([self.line(TTM_TOTALS, index)[i] for i in range(TTM_LINE_WORDS - 1)])
 
     def programs(self):
-        """Return [(program_id, name, cores, bytes per core, region end, count, logical bytes), ...] as they lie."""
+        """Return [(program_id, name, cores, bytes per core, region end, count, logical bytes, CBs), ...] as they lie.
+
+        The CBs are packed, for :func:`cbs_of`; None where they are not all known.
+        """
         cdef uint32_t i
         cdef uint64_t *row
         found = []
@@ -537,9 +596,29 @@ cdef class BlockReading:
                 continue
             found.append((
                 row[0], self.name(TTM_PROGRAM_NAMES, i), row[1] >> 32, row[2] & 0xFFFFFFFFu, row[2] >> 32,
-                row[1] & 0xFFFFFFFFu, row[3],
+                row[1] & 0xFFFFFFFFu, row[3], self.program_cbs(i),
             ))
         return found
+
+    cdef object program_cbs(self, uint32_t index):
+        cdef uint64_t *record
+        cdef uint32_t count
+        if index >= self.rows[TTM_PROGRAM_CBS] or not self.valid[TTM_PROGRAM_CBS][index]:
+            return None
+        record = self.line(TTM_PROGRAM_CBS, index)
+        count = <uint32_t> record[0]
+        if record[0] >> 32 or 2 * <uint64_t> count + 2 > self.section[TTM_PROGRAM_CBS].words:
+            return None
+        return (<char *> (record + 1))[:16 * count]
+
+    def peak(self, uint32_t total):
+        """Return (bytes, ns, id, count, name) of a total's highest value; None if there is none, as in files of layout 1.0."""
+        cdef uint64_t *row
+        if total >= self.rows[TTM_PEAKS] or not self.valid[TTM_PEAKS][total]:
+            return None
+        row = self.line(TTM_PEAKS, total)
+        name = text_of(<const char *> (row + TTM_PEAK_NAME), TTM_NAME_BYTES)
+        return row[TTM_PEAK_BYTES], row[TTM_PEAK_NS], row[TTM_PEAK_ID], row[TTM_PEAK_COUNT], name
 
     def buffers(self):
         """Return [(buffer_id, type, size, address, size per bank, allocated ns, cores, name), ...] of live buffers."""
@@ -612,199 +691,8 @@ cdef uint32_t minimum_words(uint32_t kind, uint32_t cores) noexcept nogil:
         return (cores + 1) // 2 + 1
     if kind == TTM_PROGRAM_NAMES or kind == TTM_BUFFER_NAMES:
         return TTM_NAME_WORDS
-    if kind == TTM_CB_RANGES or kind == TTM_L1_RANGES:
+    if kind == TTM_CB_RANGES or kind == TTM_L1_RANGES or kind == TTM_PROGRAM_CBS:
         return 3
+    if kind == TTM_PEAKS:
+        return TTM_PEAK_NAME + TTM_NAME_WORDS
     return TTM_LINE_WORDS
-
-
-# One row of the table of cores: int64 each, -1 unknown.
-cdef struct CoreRow:
-    int64_t x
-    int64_t y
-    int64_t cb_physical_bytes
-    int64_t cb_logical_bytes
-    int64_t cb_resident_bytes
-    int64_t cb_region_end
-    int64_t l1_used_bytes
-    int64_t l1_lowest_address
-    int64_t headroom_bytes
-    int64_t overlap_bytes
-
-
-cdef int by_begin(const void *a, const void *b) noexcept nogil:
-    cdef uint32_t left = <uint32_t> (<const uint64_t *> a)[0]
-    cdef uint32_t right = <uint32_t> (<const uint64_t *> b)[0]
-    return (left > right) - (left < right)
-
-
-cdef uint32_t merge(uint64_t *ranges, uint32_t count) noexcept nogil:
-    """Sort ranges by begin and join those that overlap or touch; return how many remain."""
-    cdef uint32_t i, kept = 0
-    qsort(ranges, count, sizeof(uint64_t), by_begin)
-    for i in range(count):
-        if kept and (ranges[i] & 0xFFFFFFFFu) <= ranges[kept - 1] >> 32:
-            if ranges[i] >> 32 > ranges[kept - 1] >> 32:
-                ranges[kept - 1] = (ranges[kept - 1] & 0xFFFFFFFFu) | (ranges[i] >> 32) << 32
-        else:
-            ranges[kept] = ranges[i]
-            kept += 1
-    return kept
-
-
-cdef int64_t covered(const uint64_t *ranges, uint32_t count) noexcept nogil:
-    cdef uint32_t i
-    cdef int64_t total = 0
-    for i in range(count):
-        total += <int64_t> (ranges[i] >> 32) - <int64_t> (ranges[i] & 0xFFFFFFFFu)
-    return total
-
-
-cdef int64_t common(const uint64_t *a, uint32_t a_count, const uint64_t *b, uint32_t b_count) noexcept nogil:
-    """Return the bytes that two merged lists of ranges share."""
-    cdef uint32_t i = 0, j = 0
-    cdef int64_t begin, end, total = 0
-    while i < a_count and j < b_count:
-        begin = most(a[i] & 0xFFFFFFFFu, b[j] & 0xFFFFFFFFu)
-        end = least(a[i] >> 32, b[j] >> 32)
-        if end > begin:
-            total += end - begin
-        if a[i] >> 32 < b[j] >> 32:
-            i += 1
-        else:
-            j += 1
-    return total
-
-
-def core_table(list readings, uint32_t width, uint32_t height, int64_t base, int64_t l1_top, unsigned char[::1] out not None):
-    """Fill the table of cores from the readings of one device, one for each living writer.
-
-    The physical bytes are the union over the writers, not a sum that would count shared addresses twice.
-
-    Args:
-        readings: list of :class:`BlockReading`.
-        width, height: the cores to list, row by row.
-        base: where the CB region begins, -1 if unknown.
-        l1_top: where the region of L1 buffers ends, -1 if unknown.
-        out: width x height rows of ten int64: x, y, CB physical, logical and resident bytes, region end, bytes of L1 buffers,
-            the lowest of them, headroom, bytes that both claim; -1 unknown, the lowest int64 for an unknown headroom.
-    """
-    cdef uint32_t count = len(readings)
-    cdef BlockReading reading
-    cdef uint32_t x, y, i
-    cdef CoreRow *row = <CoreRow *> &out[0]
-    cdef CoreRow *previous = NULL
-    cdef int *slots
-    cdef bint same
-    cdef int slot
-    cdef uint64_t *merged[2]
-    cdef int64_t resident
-    if len(out) < <Py_ssize_t> (width * height * sizeof(CoreRow)):
-        raise ValueError("the table of cores is too small")
-    slots = <int *> malloc(4 * (count + 1) * sizeof(int))
-    merged[0] = <uint64_t *> malloc((count + 1) * TTM_RANGES_MAX * 8)
-    merged[1] = <uint64_t *> malloc((count + 1) * TTM_RANGES_MAX * 8)
-    if slots == NULL or merged[0] == NULL or merged[1] == NULL:
-        free(slots)
-        free(merged[0])
-        free(merged[1])
-        raise MemoryError("no memory for the table of cores")
-    try:
-        for y in range(height):
-            for x in range(width):
-                same = previous != NULL
-                resident = 0
-                for i in range(count):
-                    reading = readings[i]
-                    slot = reading.class_at(TTM_CB_MAP, TTM_CB_CLASS, x, y)
-                    same = same and slots[2 * i] == slot
-                    slots[2 * i] = slot
-                    slot = reading.class_at(TTM_L1_MAP, TTM_L1_CLASS, x, y)
-                    same = same and slots[2 * i + 1] == slot
-                    slots[2 * i + 1] = slot
-                    if x < reading.header.grid_x and y < reading.header.grid_y and resident >= 0:
-                        if reading.rows[TTM_RESIDENT] and reading.valid[TTM_RESIDENT][0]:
-                            resident += (<uint32_t *> reading.line(TTM_RESIDENT, 0))[y * reading.header.grid_x + x]
-                        else:
-                            resident = -1
-                if same:
-                    # Cores of one class in every writer have the same figures but for what is resident.
-                    row[0] = previous[0]
-                else:
-                    fill_row(row, readings, count, slots, merged, base, l1_top)
-                row.x = x
-                row.y = y
-                row.cb_resident_bytes = resident
-                previous = row
-                row += 1
-    finally:
-        free(slots)
-        free(merged[0])
-        free(merged[1])
-
-
-cdef int fill_row(CoreRow *row, list readings, uint32_t count, const int *slots, uint64_t **merged, int64_t base,
-                  int64_t l1_top) except -1:
-    cdef BlockReading reading
-    cdef uint32_t i, plane, class_kind, ranges_kind
-    cdef int slot, got
-    cdef int64_t total[2]
-    cdef int64_t kept[2]
-    cdef int64_t lowest = -1, end = 0, logical = 0, top
-    cdef bint unknown_class[2]
-    cdef const uint64_t *ranges = NULL
-    cdef uint64_t *record
-    cdef uint32_t holders
-    for plane in range(2):
-        class_kind = TTM_CB_CLASS if plane == 0 else TTM_L1_CLASS
-        ranges_kind = TTM_CB_RANGES if plane == 0 else TTM_L1_RANGES
-        total[plane] = kept[plane] = 0
-        unknown_class[plane] = False
-        holders = 0
-        for i in range(count):
-            reading = readings[i]
-            slot = slots[2 * i + plane]
-            if slot == -1:
-                continue
-            if slot < 0:
-                unknown_class[plane] = True
-                continue
-            record = reading.line(class_kind, slot)
-            if record[0]:
-                holders += 1
-                total[plane] += <int64_t> record[0]
-                if plane == 0:
-                    end = most(end, <int64_t> record[2])
-                elif lowest < 0 or <int64_t> record[3] < lowest:
-                    lowest = <int64_t> record[3]
-            if plane == 0:
-                logical += <int64_t> record[1]
-            got = reading.ranges_at(class_kind, ranges_kind, slot, &ranges)
-            if got < 0:
-                kept[plane] = -1
-            elif kept[plane] >= 0:
-                memcpy(merged[plane] + kept[plane], ranges, 8 * got)
-                kept[plane] += got
-        if kept[plane] >= 0 and count > 1:
-            kept[plane] = merge(merged[plane], <uint32_t> kept[plane])
-        if unknown_class[plane]:
-            total[plane] = kept[plane] = -1
-        elif holders > 1:
-            # One writer's own total is exact even without its ranges; a union needs them.
-            total[plane] = covered(merged[plane], <uint32_t> kept[plane]) if kept[plane] >= 0 else -1
-    row.cb_physical_bytes = total[0]
-    row.cb_logical_bytes = -1 if unknown_class[0] else logical
-    row.l1_used_bytes = total[1]
-    row.l1_lowest_address = -1 if unknown_class[1] else lowest
-    row.cb_region_end = -1 if unknown_class[0] else end if total[0] != 0 else base
-    top = l1_top if lowest < 0 else lowest
-    if unknown_class[0] or unknown_class[1] or top < 0 or row.cb_region_end < 0:
-        row.headroom_bytes = INT64_MIN
-    else:
-        row.headroom_bytes = top - row.cb_region_end
-    if total[0] == 0 or total[1] == 0:
-        row.overlap_bytes = 0
-    elif kept[0] < 0 or kept[1] < 0 or total[0] < 0 or total[1] < 0:
-        row.overlap_bytes = -1
-    else:
-        row.overlap_bytes = common(merged[0], <uint32_t> kept[0], merged[1], <uint32_t> kept[1])
-    return 0

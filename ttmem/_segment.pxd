@@ -10,12 +10,12 @@ cdef class DeviceBlock:
     cdef char *shadow                   # private copy of an image; the next commit publishes what changed in it
     cdef readonly uint64_t block_bytes
     cdef readonly uint64_t image_bytes
-    cdef int owner_pid                  # who mapped the block: a forked child must not unmap what it does not have
+    cdef uint64_t owner                 # who mapped the block: a forked child must not unmap what it does not have
     cdef readonly bint shared           # False: in private memory, nobody else reads it
-    cdef ttm_section section[12]        # by kind
-    cdef uint32_t first[12]             # number of a section's first record, over all sections
-    cdef uint32_t ready[12]             # records of a section that have memory behind them
-    cdef uint32_t high[12]              # records of a section that were ever marked are below
+    cdef ttm_section section[14]        # by kind
+    cdef uint32_t first[14]             # number of a section's first record, over all sections
+    cdef uint32_t ready[14]             # records of a section that have memory behind them
+    cdef uint32_t high[14]              # records of a section that were ever marked are below
     cdef uint32_t upper_ready[2]        # the same of the upper half of the two tables of buffers
     cdef uint32_t upper_high[2]
     cdef uint64_t *dirty                # kind << 32 | index of the records that the next commit publishes
@@ -24,9 +24,11 @@ cdef class DeviceBlock:
     cdef uint32_t record_count
     cdef uint32_t version               # of the last commit
     cdef readonly uint64_t dropped      # records that found no memory
+    cdef uint64_t notes                 # enum ttm_note; survives a move too
     cdef uint64_t updated_ns            # of the last change of a figure; survives a move to another file
 
     cdef uint64_t *record(self, uint32_t kind, uint32_t index) noexcept nogil
+    cdef void add_note(self, uint64_t notes) noexcept nogil
     cdef bint mark(self, uint32_t kind, uint32_t index) noexcept nogil
     cdef bint _populate(self, uint32_t kind, uint32_t index, uint32_t *ready) noexcept nogil
     cdef bint _touch(self, uint64_t offset, uint64_t count) noexcept nogil

@@ -20,9 +20,12 @@ from ttmem._layout cimport (
     TTM_BLOCK_HEADER_BYTES,
     TTM_BUFFER_ROWS,
     TTM_BUFFERS,
+    TTM_BUFFER_NAMES,
     TTM_CB_CLASS,
     TTM_CB_MAP,
     TTM_CB_RANGES,
+    TTM_CBS_MAX,
+    TTM_CBS_WORDS,
     TTM_CONTROL,
     TTM_ENDIAN,
     TTM_HEADER_BYTES,
@@ -43,6 +46,10 @@ from ttmem._layout cimport (
     TTM_MINOR,
     TTM_NAME_WORDS,
     TTM_PAGE,
+    TTM_PEAK_ROWS,
+    TTM_PEAK_WORDS,
+    TTM_PEAKS,
+    TTM_PROGRAM_CBS,
     TTM_PROGRAM_NAMES,
     TTM_PROGRAM_ROWS,
     TTM_PROGRAMS,
@@ -62,6 +69,8 @@ from ttmem._layout cimport (
     ttm_file_control,
     ttm_file_header,
     ttm_key,
+    ttm_latch_commit_line,
+    ttm_latch_turn,
     ttm_load,
     ttm_section,
     ttm_store,
@@ -70,8 +79,11 @@ from ttmem._layout cimport (
 )
 
 
-cdef extern from "<unistd.h>" nogil:
-    int getpid()
+cdef extern from "_fork.h" nogil:
+    uint64_t ttm_process_token()
+
+cdef extern from "<fcntl.h>" nogil:
+    int fallocate(int fd, int mode, long offset, long length)
 
 cdef extern from "<sys/mman.h>" nogil:
     void *mmap(void *address, size_t length, int protection, int flags, int fd, long offset)
@@ -97,6 +109,10 @@ cdef extern from *:
     enum:
         MADV_POPULATE_WRITE
     int errno
+    enum:
+        EINVAL
+
+cdef bint can_populate = True   # False once the kernel did not know how (before Linux 5.14)
 
 cdef uint64_t[TTM_KEYS] keys
 
@@ -112,6 +128,30 @@ _fill_keys()
 
 cdef uint64_t round_up(uint64_t value, uint64_t step) noexcept nogil:
     return (value + step - 1) // step * step
+
+
+def forget_populate(bint forget=True):
+    """Go on as on a kernel without MADV_POPULATE_WRITE, for tests; ``False`` takes that back."""
+    global can_populate
+    can_populate = not forget
+
+
+cdef bint obtain(void *memory, uint64_t count) noexcept nogil:
+    """Get memory for a part of a mapped file, without touching what it holds; False if there is none."""
+    global can_populate, errno
+    if not can_populate:
+        errno = EINVAL
+        return False
+    if madvise(memory, count, MADV_POPULATE_WRITE) == 0:
+        return True
+    # The ranges are right: only a kernel that does not know the advice finds something invalid.
+    can_populate = errno != EINVAL
+    return False
+
+
+cdef inline bint eager(uint32_t kind) noexcept nogil:
+    """Whether a section gets memory at once, not when it is first used."""
+    return kind < TTM_CB_RANGES or kind == TTM_PEAKS
 
 
 cdef inline void copy_words(uint64_t *target, const uint64_t *source, uint32_t count) noexcept nogil:
@@ -167,7 +207,14 @@ cdef class DeviceBlock:
         cdef ttm_section *section
         cdef uint32_t map_words = (cores + 3) // 4 + 1
         cdef uint32_t resident_words = (cores + 1) // 2 + 1
-        for kind in range(TTM_SECTION_COUNT):
+        cdef uint32_t place
+        for place in range(TTM_SECTION_COUNT):
+            # In the order of their kinds, but for the peaks, which stand before the tables that are seldom full.
+            kind = place
+            if place == TTM_CB_RANGES:
+                kind = TTM_PEAKS
+            elif place > TTM_CB_RANGES:
+                kind = place - 1
             section = &self.section[kind]
             section.kind = kind
             section.count = 1
@@ -177,7 +224,14 @@ cdef class DeviceBlock:
             elif kind == TTM_CB_MAP or kind == TTM_L1_MAP:
                 section.words = map_words
             elif kind == TTM_RESIDENT:
+                section.count = 2
                 section.words = resident_words
+            elif kind == TTM_PEAKS:
+                section.count = TTM_PEAK_ROWS
+                section.words = TTM_PEAK_WORDS
+            elif kind == TTM_PROGRAM_CBS:
+                section.count = TTM_PROGRAM_ROWS
+                section.words = TTM_CBS_WORDS
             elif kind == TTM_CB_CLASS or kind == TTM_L1_CLASS:
                 section.count = cores
             elif kind == TTM_CB_RANGES or kind == TTM_L1_RANGES:
@@ -192,7 +246,7 @@ cdef class DeviceBlock:
                 section.words = TTM_NAME_WORDS
             section.stride = <uint32_t> round_up(section.words * 8, 64)
             # Tables that are seldom full start on a page of their own, so that they take no memory until they are used.
-            if kind >= TTM_CB_RANGES:
+            if not eager(kind):
                 offset = round_up(offset, TTM_PAGE)
             section.offset = offset
             offset += <uint64_t> section.stride * section.count
@@ -214,7 +268,7 @@ cdef class DeviceBlock:
         self.image[0] = block + TTM_BLOCK_HEADER_BYTES
         self.image[1] = self.image[0] + self.image_bytes
         for kind in range(TTM_SECTION_COUNT):
-            self.ready[kind] = self.section[kind].count if kind < TTM_CB_RANGES else 0
+            self.ready[kind] = self.section[kind].count if eager(kind) else 0
         # The two halves of the tables of buffers fill up each from its own start.
         self.upper_ready[0] = self.upper_ready[1] = TTM_BUFFER_ROWS // 2
 
@@ -225,7 +279,7 @@ cdef class DeviceBlock:
         self.upper_ready[0] = self.upper_ready[1] = TTM_BUFFER_ROWS
 
     cdef void _unmap(self) noexcept:
-        if self.block != NULL and (not self.shared or getpid() == self.owner_pid):
+        if self.block != NULL and (not self.shared or ttm_process_token() == self.owner):
             munmap(self.block, self.block_bytes)
         self.block = NULL
 
@@ -258,10 +312,15 @@ cdef class DeviceBlock:
             raise OSError(errno, "cannot map a segment")
         madvise(memory, self.block_bytes, MADV_DONTFORK)
         self._attach(<char *> memory)
-        if not (
+        cdef bint obtained = (
             self._touch(0, TTM_BLOCK_HEADER_BYTES + self.section[TTM_CB_RANGES].offset)
             and self._touch(TTM_BLOCK_HEADER_BYTES + self.image_bytes, self.section[TTM_CB_RANGES].offset)
-        ):
+        )
+        if not obtained and not can_populate:
+            # Only while the file is open: all of the block at once, used or not.
+            obtained = fallocate(fd, 0, <long> offset, <long> self.block_bytes) == 0
+            self._all_ready()
+        if not obtained:
             code = errno
             # What was obtained before it was full is given back.
             madvise(memory, self.block_bytes, MADV_REMOVE)
@@ -269,10 +328,10 @@ cdef class DeviceBlock:
             self._attach(before)
             self._all_ready()
             raise OSError(code, "no memory for a segment: /dev/shm is full")
-        if before != NULL and (not self.shared or getpid() == self.owner_pid):
+        if before != NULL and (not self.shared or ttm_process_token() == self.owner):
             munmap(before, self.block_bytes)
         self.shared = True
-        self.owner_pid = getpid()
+        self.owner = ttm_process_token()
 
     def unmap(self):
         """Let go of the segment and go on in private memory."""
@@ -289,7 +348,7 @@ cdef class DeviceBlock:
         Args:
             device_id: the logical id.
             geometry: a :class:`ttmem.model.Geometry`.
-            origin: 0 for a live process, 1 for a replay.
+            origin: 0 for a live process, 1 for a replay of a capture, 2 for that of a recording.
             now_ns: CLOCK_REALTIME.
         """
         cdef ttm_block_header header
@@ -335,21 +394,34 @@ cdef class DeviceBlock:
         ttm_store(&self.control.seq, 0)
         ttm_store(&self.control.updated_ns, self.updated_ns)
         ttm_store(&self.control.dropped, self.dropped)
+        ttm_store(&self.control.notes, self.notes)
         ttm_store(&self.control.state, TTM_STATE_LIVE)
         self._publish_everything()
         ttm_store_release(&self.control.generation, (generation | 1) + 1)
+
+    def note(self, uint64_t notes):
+        """Add to what readers are told of the figures as a whole (``enum ttm_note``)."""
+        self.add_note(notes)
+
+    cdef void add_note(self, uint64_t notes) noexcept nogil:
+        self.notes |= notes
+        if self.control != NULL:
+            ttm_store(&self.control.notes, self.notes)
 
     def withdraw(self):
         """Tell readers that the device is no longer published here."""
         ttm_store_release(&self.control.state, TTM_STATE_CLOSED)
 
     cdef void _publish_everything(self) noexcept nogil:
-        # After a move every record has to be written once, the tables only as far as they were ever in use.
+        # After a move every record has to be written once, the tables only as far as they were ever in use. What was marked
+        # where the block lay before may have no memory here.
         cdef uint32_t kind, index
+        self.dirty_count = 0
+        memset(self.is_dirty, 0, self.record_count)
         for kind in range(TTM_SECTION_COUNT):
-            for index in range(self.high[kind] if kind >= TTM_CB_CLASS else self.section[kind].count):
+            for index in range(self.high[kind] if kind >= TTM_CB_CLASS and kind != TTM_PEAKS else self.section[kind].count):
                 self.mark(kind, index)
-            if kind >= TTM_BUFFERS:
+            if kind == TTM_BUFFERS or kind == TTM_BUFFER_NAMES:
                 for index in range(TTM_BUFFER_ROWS // 2, self.upper_high[kind - TTM_BUFFERS]):
                     self.mark(kind, index)
         self.commit(0)
@@ -364,7 +436,7 @@ cdef class DeviceBlock:
         cdef uint32_t number = self.first[kind] + index
         cdef uint32_t *ready = &self.ready[kind]
         cdef uint32_t *high = &self.high[kind]
-        if kind >= TTM_BUFFERS and index >= TTM_BUFFER_ROWS // 2:
+        if (kind == TTM_BUFFERS or kind == TTM_BUFFER_NAMES) and index >= TTM_BUFFER_ROWS // 2:
             ready = &self.upper_ready[kind - TTM_BUFFERS]
             high = &self.upper_high[kind - TTM_BUFFERS]
         if index >= ready[0] and not self._populate(kind, index, ready):
@@ -379,7 +451,7 @@ cdef class DeviceBlock:
 
     cdef bint _touch(self, uint64_t offset, uint64_t count) noexcept nogil:
         cdef uint64_t begin = offset // TTM_PAGE * TTM_PAGE
-        return madvise(self.block + begin, round_up(offset + count - begin, TTM_PAGE), MADV_POPULATE_WRITE) == 0
+        return obtain(self.block + begin, round_up(offset + count - begin, TTM_PAGE))
 
     cdef bint _populate(self, uint32_t kind, uint32_t index, uint32_t *ready) noexcept nogil:
         # Asked a page at a time, so that it happens seldom and a nearly full /dev/shm is used to the end.
@@ -398,6 +470,8 @@ cdef class DeviceBlock:
         # Of ranges only those that exist are summed and copied; the tag stands at the end all the same.
         if kind == TTM_CB_RANGES or kind == TTM_L1_RANGES:
             return min(<uint32_t> record[0], <uint32_t> TTM_RANGES_MAX) + 1
+        if kind == TTM_PROGRAM_CBS:
+            return 2 * min(<uint32_t> record[0], <uint32_t> TTM_CBS_MAX) + 1
         return self.section[kind].words - 1
 
     cdef void commit(self, uint64_t now_ns) noexcept nogil:
@@ -410,7 +484,21 @@ cdef class DeviceBlock:
             return
         self.version += 1
         if now_ns:
-            self.updated_ns = now_ns
+            ttm_store(&self.updated_ns, now_ns)  # read without the lock, too
+        if self.dirty_count == 1:
+            kind = <uint32_t> (self.dirty[0] >> 32)
+            index = <uint32_t> self.dirty[0]
+            if self.section[kind].words == TTM_LINE_WORDS:
+                offset = self.section[kind].offset + <uint64_t> index * self.section[kind].stride
+                record = <uint64_t *> (self.shadow + offset)
+                record[TTM_LINE_WORDS - 1] = ttm_tag(keys, record, TTM_LINE_WORDS - 1, self.dirty[0], self.version)
+                self.is_dirty[self.first[kind] + index] = 0
+                self.dirty_count = 0
+                ttm_latch_commit_line(
+                    &self.control.seq, &self.control.updated_ns, self.updated_ns, <uint64_t *> (self.image[0] + offset),
+                    <uint64_t *> (self.image[1] + offset), record,
+                )
+                return
         for i in range(self.dirty_count):
             kind = <uint32_t> (self.dirty[i] >> 32)
             index = <uint32_t> self.dirty[i]
@@ -423,10 +511,7 @@ cdef class DeviceBlock:
         seq = ttm_load(&self.control.seq)
         cdef int side
         for side in range(2):
-            # release: a reader that sees this number sees the image that it names whole
-            ttm_store_release(&self.control.seq, seq + 1 + side)
-            # ... and one that sees a word written below also sees that the number moved on
-            ttm_fence_release()
+            ttm_latch_turn(&self.control.seq, seq + 1 + side)
             for i in range(self.dirty_count):
                 kind = <uint32_t> (self.dirty[i] >> 32)
                 index = <uint32_t> self.dirty[i]
@@ -453,20 +538,20 @@ cdef class FileHeader:
     """
 
     cdef char *page
-    cdef int owner_pid
+    cdef uint64_t owner             # who mapped it
 
     def __cinit__(self, int fd):
         cdef void *memory = mmap(NULL, TTM_HEADER_BYTES, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0)
         if memory == MAP_FAILED:
             raise OSError(errno, "cannot map a segment")
         self.page = <char *> memory
-        self.owner_pid = getpid()
+        self.owner = ttm_process_token()
         madvise(memory, TTM_HEADER_BYTES, MADV_DONTFORK)
-        if madvise(memory, TTM_HEADER_BYTES, MADV_POPULATE_WRITE) != 0:
+        if not obtain(memory, TTM_HEADER_BYTES) and (can_populate or fallocate(fd, 0, 0, TTM_HEADER_BYTES) != 0):
             raise OSError(errno, "no memory for a segment: /dev/shm is full")
 
     def __dealloc__(self):
-        if self.page != NULL and getpid() == self.owner_pid:
+        if self.page != NULL and ttm_process_token() == self.owner:
             munmap(self.page, TTM_HEADER_BYTES)
 
     def describe(self, *, bytes instance, bytes boot_id, uint32_t pid, uint32_t uid, uint64_t start_ticks,
@@ -501,6 +586,11 @@ cdef class FileHeader:
     def set_committed(self, uint64_t committed_bytes):
         """Publish how far the file holds whole blocks."""
         ttm_store_release(&(<ttm_file_control *> (self.page + TTM_CONTROL)).committed_bytes, committed_bytes)
+
+
+def process_token():
+    """Return a number that tells this process from all that it was forked from, whatever their pids."""
+    return ttm_process_token()
 
 
 def record_grid(geometry):

@@ -94,6 +94,8 @@ cdef extern from "_hook.h" nogil:
     uint32_t ttm_hook_stop()
     uint32_t ttm_slots_held(const ttm_slots *slots)
     ttm_log ttm_hook_take_log()
+    void ttm_hook_hold()
+    uint64_t ttm_hook_release(const ttm_hook_sink *sink, ttm_log *earlier)
     void ttm_log_free(ttm_log *log)
     uint64_t ttm_hook_total_cb(int chip)
     void ttm_operation_name(const char *symbol, char *name)
@@ -193,27 +195,39 @@ cdef list _footprint(const ttm_log *log, const ttm_event *event):
     return out
 
 
-def drain() -> list[tuple]:
-    """Take the events that were kept, oldest first.
+cdef class Events:
+    """Events that the hook kept, oldest first; made by :func:`take`."""
 
-    Returns:
-        ``(kind, chip, ...)`` each: ``("buffer_allocate" or "buffer_free", chip, buffer id, type, size, address, size per bank)``,
-        ``("program_add", chip, program id, name, [(kind, address, size, globally allocated, ((x, y, x, y), ...)), ...])``,
-        ``("program_remove" or "program_dispatch", chip, program id, name)``, ``("trace", chip, trace id, action)``,
-        ``("device_close", chip)``.
+    cdef ttm_log log
 
-    Raises:
-        MemoryError: events were dropped, since there was no room for them.
-    """
-    cdef ttm_log log = ttm_hook_take_log()
-    cdef const ttm_event *event
-    cdef size_t i
-    cdef list out = []
-    try:
-        if log.dropped:
-            raise MemoryError(f"the hook dropped {log.dropped} events")
-        for i in range(log.events.count):
-            event = <const ttm_event *>log.events.data + i
+    def __init__(self):
+        raise TypeError("made by take()")
+
+    def __dealloc__(self):
+        ttm_log_free(&self.log)
+
+    def __len__(self):
+        return self.log.events.count
+
+    def told(self) -> list[tuple]:
+        """Return them as tuples.
+
+        Returns:
+            ``(kind, chip, ...)`` each: ``("buffer_allocate" or "buffer_free", chip, buffer id, type, size, address, size per
+            bank)``, ``("program_add", chip, program id, name, [(kind, address, size, globally allocated, ((x, y, x, y), ...)),
+            ...])``, ``("program_remove" or "program_dispatch", chip, program id, name)``, ``("trace", chip, trace id, action)``,
+            ``("device_close", chip)``.
+
+        Raises:
+            MemoryError: events were dropped, since there was no room for them.
+        """
+        cdef const ttm_event *event
+        cdef size_t i
+        cdef list out = []
+        if self.log.dropped:
+            raise MemoryError(f"the hook dropped {self.log.dropped} events")
+        for i in range(self.log.events.count):
+            event = <const ttm_event *>self.log.events.data + i
             if event.kind == TTM_BUFFER_ALLOCATE or event.kind == TTM_BUFFER_FREE:
                 out.append((
                     "buffer_allocate" if event.kind == TTM_BUFFER_ALLOCATE else "buffer_free", event.chip, event.buffer.id,
@@ -221,7 +235,7 @@ def drain() -> list[tuple]:
                 ))
             elif event.kind == TTM_PROGRAM_ADD:
                 name = event.program.name.decode("utf-8", "replace")
-                out.append(("program_add", event.chip, event.program.id, name, _footprint(&log, event)))
+                out.append(("program_add", event.chip, event.program.id, name, _footprint(&self.log, event)))
             elif event.kind == TTM_PROGRAM_REMOVE or event.kind == TTM_PROGRAM_DISPATCH:
                 out.append((
                     "program_remove" if event.kind == TTM_PROGRAM_REMOVE else "program_dispatch", event.chip, event.program.id,
@@ -231,6 +245,38 @@ def drain() -> list[tuple]:
                 out.append(("device_close", event.chip))
             else:
                 out.append(("trace", event.chip, event.program.id, ACTIONS[event.action]))
-    finally:
-        ttm_log_free(&log)
-    return out
+        return out
+
+
+def take() -> Events:
+    """Take the events that were kept."""
+    cdef Events events = Events.__new__(Events)
+    events.log = ttm_hook_take_log()
+    return events
+
+
+def drain() -> list[tuple]:
+    """Take the events that were kept as tuples; see :meth:`Events.told`."""
+    return take().told()
+
+
+def hold() -> None:
+    """Keep events from now on; when it returns, no function of a sink runs any more."""
+    ttm_hook_hold()
+
+
+def release(sink: object, earlier: Events | None = None) -> None:
+    """Give a sink all events that were kept, and from now on each at once.
+
+    Args:
+        sink: a capsule named :data:`SINK_CAPSULE`.
+        earlier: events that were taken; they come first.
+
+    Raises:
+        MemoryError: events were dropped, since there was no room for them; none was given.
+    """
+    cdef const ttm_hook_sink *native = <const ttm_hook_sink *>PyCapsule_GetPointer(sink, b"ttmem.ttnn_hook_sink")
+    cdef ttm_log *log = NULL if earlier is None else &earlier.log
+    cdef uint64_t dropped = ttm_hook_release(native, log)
+    if dropped:
+        raise MemoryError(f"the hook dropped {dropped} events")

@@ -13,10 +13,10 @@ from heapq import heappop, heappush
 from typing import Any
 
 from ttmem.capture import CaptureReader
-from ttmem.cores import CoreCoord, CoreRange, CoreRangeSet
+from ttmem.cores import CoreCoord, CoreRange, rectangles_of
 from ttmem.errors import CaptureError, InvalidIntervalError
 from ttmem.interpreter import CaptureInterpreter
-from ttmem.model import DRAM_ALIGNMENT, BufferType, CircularBuffer, Geometry
+from ttmem.model import CB_KINDS, DRAM_ALIGNMENT, BufferType, CircularBuffer, Geometry
 from ttmem.placement import place, region_ends
 from ttmem.replay import ASSUMED_CB_BASE, _has_wide_core
 from ttmem.units import format_bytes, format_exact
@@ -468,45 +468,83 @@ def judge_capture(path: str | os.PathLike[str], *, geometry: Geometry | None = N
 def judge_device(device: Mapping[str, Any], buffers: Sequence[LiveBuffer] = ()) -> list[Finding]:
     """Judge the cached programs of a device as it is now, those with the least room first.
 
-    A device tells how far its CBs reach on each core and how far each program's reach, but not on which cores: a
-    program is judged on the cores that cached programs fill to its region's end or beyond.
+    A program whose circular buffers are known is judged on each of its core ranges. Of any other the device tells how
+    far it reaches, but not on which cores: it is judged on the cores that cached programs fill to its region's end or
+    beyond.
 
     Args:
         device: a device object of the JSON, with its cores.
         buffers: the live L1 buffers, where they are known.
     """
     cores = [row for row in device.get("cores") or () if row.get("cb_region_end") is not None]
-    top, l1_size = _limits(device)
+    place = {(row["x"], row["y"]): row for row in cores}
     findings = []
     for row in device.get("programs") or ():
-        end = row.get("cb_region_end")
-        if not end or not row.get("cb_bytes_per_core"):
+        if not row.get("cb_region_end") or not row.get("cb_bytes_per_core"):
             continue
-        reached = [core for core in cores if core["cb_region_end"] >= end]
-        known = [core for core in reached if core.get("l1_lowest_address") is not None]
-        binding = min(known, key=lambda core: core["l1_lowest_address"], default=None)
-        lowest = None if binding is None else binding["l1_lowest_address"]
-        alike = len(known) == len(reached) and all(core["l1_lowest_address"] == lowest for core in known)
-        # Without its cores being known, a program clashes for certain only if it would on each that it may be on.
-        certain = len(known) == len(reached) and all(core["l1_lowest_address"] < end for core in known)
-        below = sorted((b for b in buffers if b.address < end), key=lambda b: b.address)
-        findings.append(
-            Finding(
-                device.get("device_id"),
-                str(row.get("name") or f"program {row.get('program_id')}"),
-                _ranges_text(reached) if len(reached) == row.get("num_cores") else None,
-                end,
-                lowest,
-                top=top,
-                l1_size=l1_size,
-                buffers=tuple(below[:MAX_INVOLVED]),
-                num_buffers=len(below),
-                binding_core=None if binding is None or alike else CoreCoord(binding["x"], binding["y"]),
-                certain=certain,
-            )
-        )
+        footprint = _footprint_of(row)
+        if footprint:
+            for core_range, end in region_ends(footprint).items():
+                there = [place[core.x, core.y] for core in core_range if (core.x, core.y) in place]
+                involved = tuple(
+                    cb for cb in footprint if any(core_range.intersects(other) for other in cb.core_ranges.ranges)
+                )
+                findings.append(_found(device, row, str(core_range), end, there, buffers, involved))
+        else:
+            reached = [core for core in cores if core["cb_region_end"] >= row["cb_region_end"]]
+            text = _ranges_text(reached) if len(reached) == row.get("num_cores") else None
+            findings.append(_found(device, row, text, row["cb_region_end"], reached, buffers, None))
     findings.sort(key=_by_room)
     return findings
+
+
+def _footprint_of(row: Mapping[str, Any]) -> list[CircularBuffer]:
+    """Return the circular buffers of a program's row; none if they are not all known."""
+    found = []
+    for cb in row.get("circular_buffers") or ():
+        kind = cb.get("kind") if cb.get("kind") in CB_KINDS else CB_KINDS[0]
+        try:
+            found.append(CircularBuffer(cb["address"], cb["size"], cb["core_ranges"], kind=kind))
+        except (InvalidIntervalError, LookupError, TypeError, ValueError):
+            # A dump that somebody wrote by hand: what cannot be read is not known.
+            return []
+    return found
+
+
+def _found(
+    device: Mapping[str, Any],
+    row: Mapping[str, Any],
+    core_range: str | None,
+    end: int,
+    cores: Sequence[Mapping[str, Any]],
+    buffers: Sequence[LiveBuffer],
+    involved: tuple[CircularBuffer, ...] | None,
+) -> Finding:
+    """Return what is found of a program on cores of which it may be on some, or, if ``involved`` is known, on all."""
+    top, l1_size = _limits(device)
+    known = [core for core in cores if core.get("l1_lowest_address") is not None]
+    binding = min(known, key=lambda core: int(core["l1_lowest_address"]), default=None)
+    lowest = None if binding is None else binding["l1_lowest_address"]
+    alike = len(known) == len(cores) and all(core["l1_lowest_address"] == lowest for core in known)
+    # Without its cores being known, a program clashes for certain only if it would on each that it may be on.
+    certain = involved is not None or (
+        len(known) == len(cores) and all(core["l1_lowest_address"] < end for core in known)
+    )
+    below = sorted((b for b in buffers if lowest is not None and lowest <= b.address < end), key=lambda b: b.address)
+    return Finding(
+        device.get("device_id"),
+        str(row.get("name") or f"program {row.get('program_id')}"),
+        core_range,
+        end,
+        lowest,
+        top=top,
+        l1_size=l1_size,
+        buffers=tuple(below[:MAX_INVOLVED]),
+        num_buffers=len(below),
+        circular_buffers=involved or (),
+        binding_core=None if binding is None or alike else CoreCoord(binding["x"], binding["y"]),
+        certain=certain,
+    )
 
 
 def _limits(device: Mapping[str, Any]) -> tuple[int | None, int | None]:
@@ -521,19 +559,8 @@ def _limits(device: Mapping[str, Any]) -> tuple[int | None, int | None]:
 
 def _ranges_text(cores: Sequence[Mapping[str, Any]]) -> str:
     """Return cores as rectangles, in TT-Metal's spelling."""
-    left = {(core["x"], core["y"]) for core in cores}
-    ranges = []
-    while left:
-        x, y = min(left, key=lambda core: (core[1], core[0]))
-        end_x = x
-        while (end_x + 1, y) in left:
-            end_x += 1
-        end_y = y
-        while all((column, end_y + 1) in left for column in range(x, end_x + 1)):
-            end_y += 1
-        ranges.append(CoreRange((x, y), (end_x, end_y)))
-        left -= {(column, row) for column in range(x, end_x + 1) for row in range(y, end_y + 1)}
-    return str(ranges[0]) if len(ranges) == 1 else str(CoreRangeSet(*ranges))
+    found = rectangles_of((core["x"], core["y"]) for core in cores)
+    return str(found.ranges[0]) if len(found) == 1 else str(found)
 
 
 def live_buffers(rows: Sequence[Mapping[str, Any]]) -> list[LiveBuffer]:

@@ -254,3 +254,19 @@ def as_core_range_set(value: CoreRangesLike) -> CoreRangeSet:
         InvalidIntervalError: it names no cores, or two rectangles overlap.
     """
     return value if isinstance(value, CoreRangeSet) else CoreRangeSet(value)
+
+
+def rectangles_of(cores: Iterable[tuple[int, int]]) -> CoreRangeSet:
+    """Return cores, given as (x, y), as few rectangles: each as wide as it goes, then as high."""
+    left = set(cores)
+    ranges = []
+    while left:
+        x, y = min(left, key=lambda core: (core[1], core[0]))
+        end_x, end_y = x, y
+        while (end_x + 1, y) in left:
+            end_x += 1
+        while all((column, end_y + 1) in left for column in range(x, end_x + 1)):
+            end_y += 1
+        ranges.append(CoreRange((x, y), (end_x, end_y)))
+        left -= {(column, row) for column in range(x, end_x + 1) for row in range(y, end_y + 1)}
+    return CoreRangeSet(*ranges)

@@ -258,7 +258,11 @@ def _changed(
 
 def _oldest(rows: Iterable[Mapping[str, Any]], taken_ns: int | None) -> list[dict[str, Any]]:
     """Return the buffers that have been live for longest, with their age in ns where the clock is known."""
-    dated = sorted((row for row in rows if row.get("allocated_ns")), key=lambda row: row["allocated_ns"])
+    # The clock of the stamps ticks every few milliseconds; ids ascend within a process.
+    dated = sorted(
+        (row for row in rows if row.get("allocated_ns")),
+        key=lambda row: (row["allocated_ns"], row.get("buffer_id") or 0),
+    )
     return [
         {
             "buffer_type": row.get("buffer_type"),

@@ -20,6 +20,9 @@ RECORDING_MAGIC = b"ttmemrec"
 MAX_DUMP_BYTES = 2**30
 """The largest dump that is read; 32 devices with all their cores take about 2 MB."""
 
+BUFFERS_MAX = 4096
+"""The most live buffers that a device object lists."""
+
 
 class DumpError(TtmemError, ValueError):
     """A file holds no device objects that can be read."""
@@ -30,7 +33,7 @@ class Dump:
     """The devices of a host at one moment.
 
     Attributes:
-        devices: device objects of the JSON; each may carry ``buffers``, a list of its live buffers.
+        devices: device objects of the JSON; each may carry ``buffers``, its live buffers.
         taken_ns: CLOCK_REALTIME, or None if it is not known.
         host: the host's name, or None.
         problems: what could not be read, for people.
@@ -173,14 +176,37 @@ def read_live(*, source: str = "auto", host: Any = None, buffers: bool = True, c
     for snapshot in reading.devices:
         device = snapshot.to_dict(cores=cores)
         if buffers:
-            device["buffers"] = buffer_rows(snapshot)
+            device.update(buffers_of(snapshot))
         devices.append(device)
     return Dump(devices, reading.taken_ns, socket.gethostname(), list(reading.problems))
 
 
-def buffer_rows(snapshot: Any) -> list[dict[str, Any]]:
-    """Return the live buffers of a snapshot, their types by name."""
-    return [{**row, "buffer_type": BufferType(row["buffer_type"]).name} for row in snapshot.buffers()]
+def buffers_of(snapshot: Any) -> dict[str, Any]:
+    """Return what a device object says of the live buffers of a snapshot.
+
+    Returns:
+        ``buffers``, their types by name, at most BUFFERS_MAX, and of more than that the largest; and
+        ``buffers_omitted``, how many live ones are not among them. None where the source does not know them.
+    """
+    omitted = snapshot.buffers_omitted
+    if omitted is None:
+        return {"buffers": None, "buffers_omitted": None}
+    rows = snapshot.buffers()
+    if len(rows) > BUFFERS_MAX:
+        omitted += len(rows) - BUFFERS_MAX
+        rows = sorted(rows, key=lambda row: -row["size_bytes"])[:BUFFERS_MAX]
+    named = [
+        {**row, "buffer_type": row["buffer_type"] if isinstance(row["buffer_type"], str) else _type_name(row)}
+        for row in rows
+    ]
+    return {"buffers": named, "buffers_omitted": omitted}
+
+
+def _type_name(row: Mapping[str, Any]) -> str:
+    try:
+        return BufferType(row["buffer_type"]).name
+    except ValueError:
+        return "UNKNOWN"
 
 
 def cb_base_of(device: Mapping[str, Any]) -> int | None:

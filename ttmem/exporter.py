@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from errno import EACCES
 from typing import Any
 
@@ -18,6 +18,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from ttmem._version import __version__
+from ttmem.peer_names import PEERS
 from ttmem.reader import Host, HostReading, read_host
 from ttmem.snapshot import ACCOUNTING, UNKNOWN_HEADROOM, dump
 
@@ -25,7 +26,7 @@ Device = Mapping[str, Any]
 
 STATES = ("live", "idle", "stale", "initializing", "foreign-version", "unreadable")
 """What ``ttmem_shm_state`` has a series for, of each device."""
-REASONS = ("permission", "version", "duplicate", "other")
+REASONS = ("permission", "version", "duplicate", "limit", "other")
 """Why something of a scrape is missing."""
 
 _REGIONS = ("dram", "l1", "l1_small", "trace")
@@ -34,6 +35,8 @@ _PROCESS_FIGURES = {
     **{kind: f"{kind}_bytes" for kind in (*_REGIONS, "kernel")},
     "cb": "cb_physical_bytes",
 }
+_PROCESSES_MAX = 256
+"""Processes of a device that have series of their own; whoever may publish could else flood the database."""
 _DEVICE = ("device", "asic_id")
 _TYPED = (*_DEVICE, "type")
 _CORE = (*_DEVICE, "core_x", "core_y")
@@ -66,6 +69,10 @@ _GAUGES: dict[str, tuple[str, tuple[str, ...]]] = {
         "The highest use since the device was published; over several processes the sum of theirs, an upper bound.",
         _TYPED,
     ),
+    "ttmem_memory_peak_timestamp_seconds": (
+        "When the highest use was reached, Unix time; not known where the peaks of several processes are added up.",
+        _TYPED,
+    ),
     "ttmem_cb_bytes": (
         "Circular buffers: physical (covered by a CB of a cached program), logical (sizes times cores, added up), "
         "resident (what the last dispatched programs left configured).",
@@ -82,11 +89,15 @@ _GAUGES: dict[str, tuple[str, tuple[str, ...]]] = {
         (*_DEVICE, "stat"),
     ),
     "ttmem_clash_predicted": ("1 if dispatching a cached program now would clash with a live L1 buffer.", _DEVICE),
+    "ttmem_programs": ("Cached programs.", _DEVICE),
     "ttmem_processes": ("Processes that have the device open, or left something.", (*_DEVICE, "state")),
 }
 _CORE_GAUGES: dict[str, tuple[str, tuple[str, ...]]] = {
     "ttmem_l1_core_used_bytes": ("Bytes of a core that L1 buffers occupy.", _CORE),
-    "ttmem_l1_core_cb_bytes": ("Circular buffers of a core; kinds as in ttmem_cb_bytes.", (*_CORE, "kind")),
+    "ttmem_l1_core_cb_bytes": (
+        "Circular buffers of a core; kinds as in ttmem_cb_bytes, and peak: the highest physical.",
+        (*_CORE, "kind"),
+    ),
     "ttmem_cb_region_end_bytes": ("Address at which the circular buffers of a core end.", _CORE),
     "ttmem_l1_lowest_buffer_bytes": ("Address of the lowest live L1 buffer on a core; none, no sample.", _CORE),
     "ttmem_l1_headroom_bytes": ("Headroom of one core; see ttmem_l1_core_headroom_bytes.", _CORE),
@@ -184,7 +195,8 @@ class DeviceCollector(Collector):
     Args:
         read: returns the reading to export, such as :meth:`HostSource.read`.
         per_core: also the cores, some 140 series a figure and chip.
-        per_process: also the processes.
+        per_process: also the processes, the 256 largest of each device.
+        compat: also the names of other exporters, of :data:`ttmem.peer_names.PEERS`.
         tell: takes a sentence on what could not be exported.
     """
 
@@ -194,11 +206,13 @@ class DeviceCollector(Collector):
         *,
         per_core: bool = False,
         per_process: bool = False,
+        compat: Sequence[str] = (),
         tell: Callable[[str], object] = lambda text: None,
     ) -> None:
         self._read = read
         self._per_core = per_core
         self._per_process = per_process
+        self._compat = tuple(dict.fromkeys(compat))
         self._tell = tell
         self._errors = dict.fromkeys(REASONS, 0)
         self._lock = threading.Lock()
@@ -209,6 +223,11 @@ class DeviceCollector(Collector):
             declared.update(_CORE_GAUGES)
         if self._per_process:
             declared.update(_PROCESS_GAUGES)
+        for name in self._compat:
+            gauges, of_processes, _ = PEERS[name]
+            declared.update(gauges)
+            if self._per_process:
+                declared.update(of_processes)
         return _Families(declared)
 
     def describe(self) -> Iterable[Metric]:
@@ -231,7 +250,17 @@ class DeviceCollector(Collector):
                 problems.append(("duplicate", f"device {labels[0]} ({labels[1]}) is there twice; not exported: {what}"))
                 continue
             exported.add(labels)
+            rows = device.get("processes") or ()
+            if self._per_process and len(rows) > _PROCESSES_MAX:
+                left = len(rows) - _PROCESSES_MAX
+                problems.append(
+                    ("limit", f"device {labels[0]} ({labels[1]}): {left} processes are not exported one by one")
+                )
             _add_device(families, labels, device)
+            for name in self._compat:
+                shown = {**device, "processes": device.get("processes") and _largest(rows)}
+                for sample in PEERS[name][2](shown):
+                    families.add(*sample)
             _add_headroom(families, labels, snapshot.cores)
         families.add("ttmem_up", (), float(bool(exported) or not reading.problems))
         families.add("ttmem_build_info", (__version__,), 1)
@@ -273,6 +302,10 @@ def _add_device(families: _Families, labels: tuple[object, object], device: Devi
         for figure in ("used", "total", "free", "peak"):
             value = _get(device, "memory", kind, f"{figure}_bytes")
             families.add(f"ttmem_memory_{figure}_bytes", (*labels, kind), value)
+    for kind in (*_REGIONS, "cb"):
+        peak_ns = _get(device, "memory", kind, "peak_at_ns")
+        name = "ttmem_memory_peak_timestamp_seconds"
+        families.add(name, (*labels, kind), None if peak_ns is None else peak_ns / 1e9)
     families.add("ttmem_memory_used_bytes", (*labels, "cb"), _get(device, "memory", "cb", "physical_bytes"))
     families.add("ttmem_memory_peak_bytes", (*labels, "cb"), _get(device, "memory", "cb", "peak_bytes"))
     families.add("ttmem_memory_used_bytes", (*labels, "kernel"), _get(device, "memory", "kernel", "used_bytes"))
@@ -287,7 +320,8 @@ def _add_device(families: _Families, labels: tuple[object, object], device: Devi
         for state in ("live", "stale", "unknown"):
             count = sum(row.get("state") == state for row in rows)
             families.add("ttmem_processes", (*labels, state), count)
-        for row in rows:
+        families.add("ttmem_programs", labels, _programs(device))
+        for row in _largest(rows):
             for kind, name in _PROCESS_FIGURES.items():
                 told = [row.get(key) for key in ("pid", "name", "user", "state")]
                 families.add("ttmem_process_memory_bytes", (*labels, kind, *told), row.get(name))
@@ -296,9 +330,27 @@ def _add_device(families: _Families, labels: tuple[object, object], device: Devi
         families.add("ttmem_l1_core_used_bytes", at, core.get("l1_used_bytes"))
         for kind in _CB_KINDS:
             families.add("ttmem_l1_core_cb_bytes", (*at, kind), core.get(f"cb_{kind}_bytes"))
+        families.add("ttmem_l1_core_cb_bytes", (*at, "peak"), core.get("cb_peak_bytes"))
         families.add("ttmem_cb_region_end_bytes", at, core.get("cb_region_end"))
         families.add("ttmem_l1_lowest_buffer_bytes", at, core.get("l1_lowest_address"))
         families.add("ttmem_l1_headroom_bytes", at, core.get("headroom_bytes"))
+
+
+def _programs(device: Device) -> int | None:
+    rows = device.get("programs")
+    if rows is None:
+        return None
+    return sum(row.get("count") or 1 for row in rows) + (_get(device, "programs_omitted") or 0)
+
+
+def _largest(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Return the processes that have series of their own: the living first, then by what they hold."""
+
+    def rank(row: Mapping[str, Any]) -> tuple[bool, int, int]:
+        held = sum(row.get(name) or 0 for name in _PROCESS_FIGURES.values())
+        return row.get("state") != "live", -held, row.get("pid") or 0
+
+    return sorted(rows, key=rank)[:_PROCESSES_MAX]
 
 
 def _add_headroom(families: _Families, labels: tuple[object, object], cores: Any) -> None:

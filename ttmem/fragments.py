@@ -1,21 +1,27 @@
-"""Fragments: how L1 is cut up by its buffers, and what size the regions set aside would have needed.
+"""Fragments: how L1 and DRAM are cut up by buffers, and what size the regions set aside would have needed.
 
-Addresses are bytes of one L1 bank, intervals half-open. L1 buffers are allocated in lockstep: a hole is the same on all
-banks.
+Addresses are bytes of one bank, intervals half-open. TT-Metal allocates in lockstep: a hole is the same on all banks, so
+that one bank stands for all.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from ttmem.model import BufferType, CircularBuffer
 
+MARGIN = 0.1
+"""What a suggestion adds to what was needed, unless told."""
+DRAM_BANK_BYTES = {"grayskull": 2**30, "wormhole_b0": 2**30, "blackhole": 2**32 - 2**24}
+"""The size of a bank of DRAM, as TT-Metal's descriptions of the chips have it."""
+
 
 @dataclass(frozen=True, slots=True)
 class Fragments:
-    """The region of one bank that L1 buffers may take, and what is free in it.
+    """The region of one bank that buffers may take, and what is free in it.
 
     Attributes:
         begin: the first byte of the region.
@@ -85,11 +91,126 @@ def fragments_of(device: Mapping[str, Any]) -> Fragments | None:
     if not grid or rows is None or total is None or base is None or small is None:
         return None
     count = grid["x"] * grid["y"]
-    held = [row for row in rows if row.get("buffer_type") in ("L1", 1)]
+    intervals = _intervals(device, "L1")
+    # The end of L1's own buffers: L1_SMALL lies above.
+    return None if intervals is None else fragments(intervals, begin=base // count, end=(total - small) // count)
+
+
+def _intervals(device: Mapping[str, Any], buffer_type: str) -> list[tuple[int, int]] | None:
+    """Return where the live buffers of a type lie in each bank; None if that is not known of all of them."""
+    if device.get("buffers") is None or device.get("buffers_omitted"):
+        return None
+    held = [row for row in device["buffers"] if row.get("buffer_type") in (buffer_type, BufferType[buffer_type])]
     if any(row.get("address") is None or row.get("size_per_bank") is None for row in held):
         return None
-    intervals = [(row["address"], row["address"] + row["size_per_bank"]) for row in held]
-    return fragments(intervals, begin=base // count, end=(total - small) // count)
+    return [(row["address"], row["address"] + row["size_per_bank"]) for row in held]
+
+
+@dataclass(frozen=True, slots=True)
+class Release:
+    """Buffers that lie side by side, and the hole that there is once they are freed.
+
+    Attributes:
+        rows: the buffers, by address.
+        freed_bytes: bytes of a bank that they cover.
+        hole_bytes: bytes of a bank that are then free in one piece.
+    """
+
+    rows: tuple[Mapping[str, Any], ...]
+    freed_bytes: int
+    hole_bytes: int
+
+
+def smallest_release(rows: Iterable[Mapping[str, Any]], *, begin: int, end: int, needed_bytes: int) -> Release | None:
+    """Return the fewest bytes that make a hole large enough when they are freed; None if the region is too small.
+
+    Args:
+        rows: the live buffers of a bank, each with ``address`` and ``size_per_bank``.
+        begin: where the bank's region begins.
+        end: where it ends.
+        needed_bytes: of the hole.
+    """
+    held = sorted(
+        (row for row in rows if row["size_per_bank"] and begin <= row["address"] < end), key=lambda row: row["address"]
+    )
+    best: Release | None = None
+    first = freed = 0
+    for last, row in enumerate(held):
+        freed += row["size_per_bank"]
+        high = held[last + 1]["address"] if last + 1 < len(held) else end
+        while first <= last:
+            low = held[first - 1]["address"] + held[first - 1]["size_per_bank"] if first else begin
+            if high - low < needed_bytes:
+                break
+            if best is None or freed < best.freed_bytes:
+                best = Release(tuple(held[first : last + 1]), freed, high - low)
+            freed -= held[first]["size_per_bank"]
+            first += 1
+    return best
+
+
+@dataclass(frozen=True, slots=True)
+class DramFragments:
+    """One bank of DRAM, as far as it is known.
+
+    Attributes:
+        pieces: what is free between ``pieces.begin`` and ``pieces.end``.
+        num_banks: how many banks there are; None if neither the architecture nor anybody tells.
+        begin_known: False: it begins at the lowest live buffer, as what lies below it is not known.
+        end_known: False: it ends at the highest live buffer, and what is free above is not known.
+    """
+
+    pieces: Fragments
+    num_banks: int | None
+    begin_known: bool
+    end_known: bool
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return it as JSON has it: without its end, the free bytes are those between buffers, and so named."""
+        found = self.pieces.to_dict()
+        if not self.end_known:
+            found.update(dict.fromkeys(("end", "free_bytes", "largest_free_bytes", "fragmentation")))
+            found["free_between_bytes"] = self.pieces.free_bytes
+        return {**found, "num_banks": self.num_banks, "begin_known": self.begin_known, "end_known": self.end_known}
+
+
+def dram_fragments_of(
+    device: Mapping[str, Any], *, num_banks: int | None = None, bank_bytes: int | None = None
+) -> DramFragments | None:
+    """Return how the DRAM of a device is cut up; None where its live buffers are not all known.
+
+    The number of banks follows from the architecture and the size of DRAM. That is the whole of it, or what TT-Metal
+    lets buffers take (``ttmem.ttnn.track`` publishes this): then the rest of a bank lies below, where TT-Metal keeps it.
+
+    Args:
+        device: a device object with ``buffers``.
+        num_banks: told by somebody who knows.
+        bank_bytes: of a whole bank, told by somebody who knows.
+    """
+    intervals = _intervals(device, "DRAM")
+    if intervals is None:
+        return None
+    memory = device.get("memory") or {}
+    total, trace = (memory.get(kind, {}).get("total_bytes") for kind in ("dram", "trace"))
+    num_banks, bank = _banks(device, num_banks, bank_bytes)
+    lowest, highest = min(intervals, default=(0, 0))[0], max((end for _, end in intervals), default=0)
+    if not num_banks or not bank or not total or total % num_banks or total // num_banks > bank:
+        return DramFragments(fragments(intervals, begin=lowest, end=highest), num_banks, False, False)
+    # Traces have a region of their own, at the top.
+    end = bank - (trace or 0) // num_banks
+    usable = total // num_banks
+    if usable == bank:
+        return DramFragments(fragments(intervals, begin=lowest, end=end), num_banks, False, True)
+    return DramFragments(fragments(intervals, begin=end - usable, end=end), num_banks, True, True)
+
+
+def _banks(device: Mapping[str, Any], num_banks: int | None, bank_bytes: int | None) -> tuple[int | None, int | None]:
+    """Return the number of DRAM's banks and the bytes of one, as told, else as the architecture has them."""
+    bank = DRAM_BANK_BYTES.get(str(device.get("arch"))) if bank_bytes is None else bank_bytes
+    total = ((device.get("memory") or {}).get("dram") or {}).get("total_bytes")
+    if num_banks is None and bank and total:
+        num_banks = -(-total // bank)
+    return num_banks, bank
 
 
 @dataclass(slots=True)
@@ -168,8 +289,9 @@ class Suggestion:
 
     Attributes:
         option: ``l1_small_size`` or ``trace_region_size``, as opening a device takes it.
-        needed_bytes: the least that what ran would have needed: per bank for L1_SMALL, in all for traces.
-        configured_bytes: what is set aside, None if it is not known.
+        needed_bytes: the least that what ran would have needed: per bank for L1_SMALL; for traces the sum of their
+            buffers, which TT-Metal holds against the option.
+        configured_bytes: what the option was, None if it is not known.
         exact: False where the figure is a lower bound, as a sum over banks was divided.
     """
 
@@ -178,10 +300,23 @@ class Suggestion:
     configured_bytes: int | None
     exact: bool
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return it as JSON has it."""
+    def suggested_bytes(self, margin: float = MARGIN) -> int:
+        """Return what to set the option to: with a margin, and rounded up to what regions are aligned to.
+
+        Args:
+            margin: what to add, as a part of what was needed.
+        """
+        return _aligned(self.needed_bytes + math.ceil(self.needed_bytes * margin))
+
+    def to_dict(self, margin: float = MARGIN) -> dict[str, Any]:
+        """Return it as JSON has it.
+
+        Args:
+            margin: as of :meth:`suggested_bytes`.
+        """
         return {
             "option": self.option,
+            "suggested_bytes": self.suggested_bytes(margin),
             "needed_bytes": self.needed_bytes,
             "configured_bytes": self.configured_bytes,
             "exact": self.exact,
@@ -201,7 +336,10 @@ def suggest_of_device(device: Mapping[str, Any]) -> list[Suggestion]:
             Suggestion("l1_small_size", _aligned(needed), None if total is None else total // count, needed == 0)
         )
     if trace.get("peak_bytes") is not None:
-        found.append(Suggestion("trace_region_size", _aligned(trace["peak_bytes"]), trace.get("total_bytes"), True))
+        banks, total = _banks(device, None, None)[0], trace.get("total_bytes")
+        # TT-Metal sets the option aside in each bank, and holds the sum of all traces against it.
+        configured = total // banks if total is not None and banks else 0 if total == 0 else None
+        found.append(Suggestion("trace_region_size", _aligned(trace["peak_bytes"]), configured, True))
     return found
 
 
@@ -224,19 +362,27 @@ def _aligned(size_bytes: int) -> int:
     return -(-size_bytes // 64) * 64
 
 
-def advice_lines(suggestions: Sequence[Suggestion]) -> list[str]:
-    """Return one sentence for each suggestion."""
+def advice_lines(suggestions: Sequence[Suggestion], margin: float = MARGIN) -> list[str]:
+    """Return one sentence for each suggestion.
+
+    Args:
+        suggestions: what was found.
+        margin: as of :meth:`Suggestion.suggested_bytes`.
+    """
     lines = []
     for s in suggestions:
         unit = "bytes per bank" if s.option == "l1_small_size" else "bytes"
         if s.needed_bytes == 0:
             text = f"{s.option}=0 is enough for what ran"
-        elif s.exact:
-            text = f"{s.option}={s.needed_bytes} is enough for what ran ({unit})"
         else:
-            text = f"{s.option} must be at least {s.needed_bytes} for what ran ({unit})"
+            what = "needed" if s.exact else "at least needed"
+            text = (
+                f"{s.option}={s.suggested_bytes(margin)} is suggested: {s.needed_bytes} {unit} were {what} by what ran"
+            )
+            text += f", and {100 * margin:g} % on top" if margin else ""
         if s.configured_bytes is not None:
             spare = s.configured_bytes - s.needed_bytes
-            text += f"; set aside are {s.configured_bytes}" + (f", {spare} more than needed" if spare > 0 else "")
+            text += f"; it was {s.configured_bytes}"
+            text += f", {spare} more than needed" if spare > 0 else f", {-spare} too few" if spare < 0 else ""
         lines.append(text)
     return lines

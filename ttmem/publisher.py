@@ -7,7 +7,7 @@ import logging
 import os
 from typing import Any, cast
 
-from ttmem import _publisher, segment
+from ttmem import _ledger, _publisher, segment
 from ttmem._publisher import Publisher
 from ttmem.errors import AlreadyPublishedError, InvalidIntervalError
 from ttmem.model import Geometry
@@ -29,7 +29,11 @@ class DisabledPublisher:
 
     add_program = remove_program = dispatch = footprint = _nothing
     begin_trace = end_trace = replay_trace = release_trace = _nothing
-    allocate = deallocate = load_kernel = unload_kernel = close = _nothing
+    allocate = deallocate = load_kernel = unload_kernel = close = reset_peaks = note = _nothing
+
+    def core_peaks(self) -> list[tuple[int, int, int, int]]:
+        """Return no core."""
+        return []
 
     def batch(self) -> contextlib.AbstractContextManager[object]:
         """Return a context manager that does nothing."""
@@ -73,7 +77,7 @@ def publish(
         l1_small_size: bytes set aside for L1_SMALL on each core.
         dram_size: bytes of DRAM.
         trace_region_size: bytes of DRAM set aside for traces.
-        origin: ``live``, or ``replay`` for figures of another time.
+        origin: ``live``, or, for figures of another time, ``replay`` (which knows nothing of kernels) or ``recording``.
 
     Returns:
         A context manager. Its :meth:`~Publisher.close`, or the end of the process, withdraws the device. If shared
@@ -88,8 +92,8 @@ def publish(
         raise InvalidIntervalError(f"device_id must be an integer, got {device_id!r}")
     if not 0 <= device_id.__index__() < 2**31:
         raise InvalidIntervalError(f"device_id must be between 0 and 2^31 - 1, got {device_id}")
-    if origin not in ("live", "replay"):
-        raise ValueError(f"origin must be live or replay, got {origin!r}")
+    if origin not in ("live", "replay", "recording"):
+        raise ValueError(f"origin must be live, replay or recording, got {origin!r}")
     geometry = Geometry.of(
         arch=arch,
         asic_id=asic_id,
@@ -103,11 +107,11 @@ def publish(
     device_id = device_id.__index__()
     if os.environ.get("TTMEM_DISABLE", "0") not in ("", "0"):
         return cast(Publisher, DisabledPublisher(device_id, geometry))
-    if _publisher.canary() == 0:
+    if _ledger.canary() == 0:
         # The first publisher of this process, or of a child that was forked from a publishing one.
         segment.after_fork_in_child()
         _publisher._published.clear()
-        _publisher.new_canary()
+        _ledger.new_canary()
     if device_id in _publisher._published:
         raise AlreadyPublishedError(f"this process publishes device {device_id} already: close that publisher first")
     directory, space = segment.shm_directory(), segment.namespace()

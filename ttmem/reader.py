@@ -14,7 +14,8 @@ from pathlib import Path
 
 from ttmem import region as tt_metal
 from ttmem import segment
-from ttmem._reading import BlockReading, block_offsets, read_header
+from ttmem._open_file import OpenFile
+from ttmem._reading import BlockReading
 from ttmem.errors import ClosedError, CorruptSegmentError, DeviceNotFoundError, TtmemError
 from ttmem.pids import ProcessTable, user_name
 from ttmem.snapshot import Figures, Part, Snapshot, figures
@@ -41,10 +42,11 @@ class _OpenFile:
                 raise OSError(errno.EINVAL, "not a regular file", str(path))
             self.user = _user(status.st_uid)
             self.inode = (status.st_dev, status.st_ino)
-            self.facts = read_header(self.fd, status.st_size)
+            self._file = OpenFile(self.fd)
         except BaseException:
             os.close(self.fd)
             raise
+        self._parts: list[Part] = []
 
     def close(self) -> None:
         os.close(self.fd)
@@ -57,40 +59,28 @@ class _OpenFile:
             return False
         return (status.st_dev, status.st_ino) == self.inode
 
-    def state(self) -> str:
-        """Return live, stale, unknown, or closed."""
-        size = os.fstat(self.fd).st_size
-        facts = read_header(self.fd, size)
-        if facts.state == segment.CLOSED:
-            return "closed"
-        if facts.lock_mode == segment.LOCK_OFD:
-            return "live" if segment.is_locked(self.fd) else "stale"
-        # A writer that could take no lock: its pid and start time tell, if they mean the same here.
+    def _state_by_pid(self) -> str:
+        """Return live, stale or unknown of a writer that could take no lock: by its pid and start time."""
+        facts = self._file.facts
         if facts.boot_id != segment.boot_id() or facts.pidns_inode != segment.pid_namespace():
             return "unknown"
         return "live" if segment.start_ticks(facts.pid) == facts.start_ticks else "stale"
 
     def parts(self, wanted: "_Identity | None") -> list[Part]:
-        size = os.fstat(self.fd).st_size
-        state = None
-        found = []
-        bytes_read = 0
-        for offset in block_offsets(self.fd, size, self.facts.header_bytes):
-            reading = BlockReading(self.fd, offset, size)
-            if not reading.live or (wanted is not None and not wanted.fits(reading)):
-                continue
-            if state is None:
-                # Asked before the figures are read: a writer that dies meanwhile was alive when they were true.
-                state = self.state()
-            if state == "closed":
-                break
-            reading.load(self.fd, offset)
-            bytes_read += reading.bytes_read
-            if bytes_read > MAX_READ_BYTES:
-                raise CorruptSegmentError(f"the segment's figures take more than {MAX_READ_BYTES} bytes")
-            if reading.live:
-                found.append(Part(reading, self.facts.pid, self.facts.process_name, self.user, state))
-        return found
+        """Return what the file's writer published, of one device or of all."""
+        by_pid = self._state_by_pid() if self._file.facts.lock_mode != segment.LOCK_OFD else ""
+        readings = self._file.read(wanted)
+        state = by_pid or ("live" if self._file.locked else "stale")
+        facts = self._file.facts
+        if len(readings) == len(self._parts) and all(
+            part.reading is reading and part.state == state and part.pid == facts.pid
+            for part, reading in zip(self._parts, readings, strict=True)
+        ):
+            return self._parts
+        if sum(reading.bytes_read for reading in readings) > MAX_READ_BYTES:
+            raise CorruptSegmentError(f"the segment's figures take more than {MAX_READ_BYTES} bytes")
+        self._parts = [Part(reading, facts.pid, facts.process_name, self.user, state) for reading in readings]
+        return self._parts
 
 
 @dataclass(frozen=True)
@@ -270,7 +260,7 @@ def _with_regions(devices: list[Snapshot], regions: list[tt_metal.Region], taken
         if ours is None:
             joined.append(Snapshot.of_dict(tt_metal.to_device(region), taken_ns=taken_ns))
         else:
-            ours.extra_warnings.extend(_disagreements(ours, region))
+            ours.warn(_disagreements(ours, region))
     return sorted(joined, key=lambda device: (device.device_id is None, device.device_id or 0))
 
 

@@ -8,14 +8,6 @@ What devices show repeats itself: after the same operation, the same cores hold 
 device (a member of its JSON object, a figure of that, or one column of its cores) is stored once, when it is first seen
 after a key frame, and later named by a number, for whichever device shows it. Live buffers, which never repeat, stand
 in key frames only.
-
-Layout, integers little-endian:
-    header  8 bytes "ttmemrec", u32 version, u32 0
-    frame   4 bytes mark, u32 payload length, u32 CRC-32 of what follows, u8 kind, 7 bytes 0, u64 taken_ns, payload
-    payload zlib, behind a key frame with the end of its payload as dictionary; varints: new pieces (count, then length
-    and bytes of each), number of the shape's piece, changed slots
-            (count, then gap and piece number of each), then for each device its updated_ns: 0 for none, else 1 + zigzag
-            of the difference to the one before
 """
 
 from __future__ import annotations
@@ -23,119 +15,51 @@ from __future__ import annotations
 import bisect
 import contextlib
 import fcntl
-import json
 import mmap
 import os
 import struct
 import zlib
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
 from ttmem.dumps import RECORDING_MAGIC, Dump
 from ttmem.errors import TtmemError
+from ttmem.frames import (
+    CHECKED,
+    COLUMN,
+    DELTA_FRAME,
+    DEPTHS,
+    FRAME,
+    HEADER,
+    HELD_BACK,
+    KEY_FRAME,
+    KEY_ONLY,
+    LIKE_BYTES,
+    LIST,
+    MARK,
+    MAX_FRAME_BYTES,
+    OBJECT,
+    PROGRAM_IDS,
+    UNKNOWN,
+    VERSION,
+    FrameState,
+    columns_of,
+    put_varint,
+    text_of,
+)
 
-VERSION = 1
-KEY_FRAME, DELTA_FRAME = 1, 2
 KEY_INTERVAL_NS = 60_000_000_000
 """A key frame comes at least this often: the most that damage costs."""
 KEY_FRAMES_APART = 600
 """A key frame comes at least after so many frames: the most that a seek decodes."""
 MAX_PIECES = 65536
 """A key frame comes when this many pieces are held."""
-MAX_FRAME_BYTES = 2**28
-MAX_PAYLOAD_BYTES = 2**30
-_LIKE_BYTES = 32768
-"""The end of a key frame's payload that the frames after it are compressed like; zlib looks back no further."""
-
-_ENCODER = json.JSONEncoder(separators=(",", ":"))
-_HEADER = struct.Struct("<8sII")
-_FRAME = struct.Struct("<4sIIB7xQ")
-_CHECKED = 12
-"""The checksum covers a frame from this byte on."""
-_MARK = b"\xf5TTM"
-_UNKNOWN = np.iinfo(np.int64).min
-_COLUMN = "cores."
-_OBJECT, _LIST = 0, 1
-"""The first byte of a piece that is composed of others; the JSON of any other begins with neither."""
-_DEPTHS = {"memory": 1, "l1_accounting": 1, "processes": 2}
-"""How deep the members of a device are taken apart."""
-_PROGRAM_IDS = "programs.ids"
-_HELD_BACK = frozenset(("cores", "updated_ns", "buffers", "programs"))
 
 
 class RecordingError(TtmemError, ValueError):
     """A file is no recording that this version reads."""
-
-
-def _varint(out: bytearray, value: int) -> None:
-    while value > 0x7F:
-        out.append(value & 0x7F | 0x80)
-        value >>= 7
-    out.append(value)
-
-
-def _unpack(packed: bytes, like: bytes) -> bytes:
-    """Return a payload; what claims to be larger than any is refused before it fills the memory."""
-    unpacker = zlib.decompressobj(zdict=like)
-    payload = unpacker.decompress(packed, MAX_PAYLOAD_BYTES)
-    if not unpacker.eof:
-        raise ValueError("the payload is cut off or too large")
-    return payload
-
-
-class _Varints:
-    """Reads what :func:`_varint` wrote."""
-
-    def __init__(self, data: bytes) -> None:
-        self.data = data
-        self.at = 0
-
-    def next(self) -> int:
-        value = shift = 0
-        while True:
-            byte = self.data[self.at]
-            self.at += 1
-            value |= (byte & 0x7F) << shift
-            if byte < 0x80:
-                return value
-            shift += 7
-            if shift > 70:
-                raise ValueError("a number has too many bytes")
-
-    def take(self, length: int) -> bytes:
-        piece = self.data[self.at : self.at + length]
-        if len(piece) != length:
-            raise ValueError("a piece is cut off")
-        self.at += length
-        return piece
-
-
-def _columns(cores: Any) -> list[tuple[str, bytes]] | None:
-    """Return the columns of a device's cores, unknown being the lowest int64; None if they are not plain numbers."""
-    if isinstance(cores, np.ndarray):
-        columns = []
-        for name in cores.dtype.names or ():
-            column = np.ascontiguousarray(cores[name])
-            if name not in ("x", "y", "headroom_bytes"):
-                # Snapshot.cores writes -1 for unknown; only headroom can be negative.
-                column = np.where(column == -1, _UNKNOWN, column)
-            columns.append((name, column.tobytes()))
-        return columns
-    names = list(cores[0]) if cores else []
-    columns = []
-    for name in names:
-        values = [row.get(name, "") for row in cores]
-        if not all(value is None or (type(value) is int and -(2**62) < value < 2**62) for value in values):
-            return None
-        columns.append((name, np.array([_UNKNOWN if v is None else v for v in values], np.int64).tobytes()))
-    return columns if all(len(row) == len(names) for row in cores) else None
-
-
-def _text(value: Any) -> bytes:
-    return _ENCODER.encode(value).encode()
 
 
 class RecordingWriter:
@@ -176,7 +100,7 @@ class RecordingWriter:
 
     def _continue(self) -> int:
         size = os.fstat(self._file).st_size
-        header = _HEADER.pack(RECORDING_MAGIC, VERSION, 0)
+        header = HEADER.pack(RECORDING_MAGIC, VERSION, 0)
         if os.pread(self._file, len(header), 0) != header:
             if size and not header.startswith(os.pread(self._file, len(header) + 1, 0)):
                 raise RecordingError(
@@ -215,36 +139,36 @@ class RecordingWriter:
         new: list[bytes] = []
         shape, slots = self._slots_of(dump, new, key)
         body = bytearray()
-        shape_number = self._number(_text([dump.host, shape]), new)
+        shape_number = self._number(text_of([dump.host, shape]), new)
         changed = list(enumerate(slots))
         if shape_number == self._shape_number:
             changed = [(i, number) for i, number in changed if self._slots[i] != number]
         else:
             self._updated = [0] * len(dump.devices)
-        _varint(body, shape_number)
-        _varint(body, len(changed))
+        put_varint(body, shape_number)
+        put_varint(body, len(changed))
         before = -1
         for index, number in changed:
-            _varint(body, index - before - 1)
-            _varint(body, number)
+            put_varint(body, index - before - 1)
+            put_varint(body, number)
             before = index
         for index, device in enumerate(dump.devices):
             updated_ns = device.get("updated_ns")
             if updated_ns is None:
-                _varint(body, 0)
+                put_varint(body, 0)
                 continue
             delta = int(updated_ns) - self._updated[index]
-            _varint(body, 1 + (delta * 2 if delta >= 0 else -delta * 2 - 1))
+            put_varint(body, 1 + (delta * 2 if delta >= 0 else -delta * 2 - 1))
             self._updated[index] = int(updated_ns)
         self._shape_number, self._slots = shape_number, slots
         head = bytearray()
-        _varint(head, len(new))
+        put_varint(head, len(new))
         for piece in new:
-            _varint(head, len(piece))
+            put_varint(head, len(piece))
             head += piece
         payload = bytes(head + body)
         if key:
-            self._like = payload[-_LIKE_BYTES:]
+            self._like = payload[-LIKE_BYTES:]
             return self._append(KEY_FRAME, taken_ns, zlib.compress(payload, 6))
         packer = zlib.compressobj(6, zdict=self._like)
         return self._append(DELTA_FRAME, taken_ns, packer.compress(payload) + packer.flush())
@@ -254,22 +178,21 @@ class RecordingWriter:
         slots: list[int] = []
         for device in dump.devices:
             pieces = [
-                (name, self._composed(value, _DEPTHS.get(name, 0), new))
+                (name, self._composed(value, DEPTHS.get(name, 0), new))
                 for name, value in device.items()
-                if name not in _HELD_BACK
+                if name not in HELD_BACK
             ]
             if "updated_ns" in device:
                 pieces.append(("updated_ns", b""))
             if "programs" in device:
                 pieces += self._programs(device["programs"], new)
             cores = device.get("cores")
-            columns = None if cores is None or not len(cores) else _columns(cores)
+            columns = None if cores is None or not len(cores) else columns_of(cores)
             if columns is not None:
-                pieces += [(_COLUMN + name, column) for name, column in columns]
+                pieces += [(COLUMN + name, column) for name, column in columns]
             elif "cores" in device:
-                pieces.append(("cores", _text(cores if cores is None else list(cores))))
-            if "buffers" in device:
-                pieces.append(("buffers", _text(device["buffers"]) if key else b"null"))
+                pieces.append(("cores", text_of(cores if cores is None else list(cores))))
+            pieces += [(name, text_of(device[name]) if key else b"null") for name in KEY_ONLY if name in device]
             shape.append(tuple(name for name, _ in pieces))
             slots += [self._number(piece, new) for _, piece in pieces]
         return tuple(shape), slots
@@ -277,12 +200,12 @@ class RecordingWriter:
     def _programs(self, rows: Any, new: list[bytes]) -> list[tuple[str, bytes]]:
         """Return the pieces of a device's programs: a loop makes the same programs again, but with ids of their own."""
         if not rows or not all(type(row.get("program_id")) is int for row in rows):
-            return [("programs", _text(rows))]
+            return [("programs", text_of(rows))]
         first = rows[0]["program_id"]
         return [
             ("programs", self._composed([{**row, "program_id": 0} for row in rows], 1, new)),
-            (_PROGRAM_IDS, _text([row["program_id"] - first for row in rows])),
-            (_PROGRAM_IDS, _text(first)),
+            (PROGRAM_IDS, text_of([row["program_id"] - first for row in rows])),
+            (PROGRAM_IDS, text_of(first)),
         ]
 
     def _composed(self, value: Any, depth: int, new: list[bytes]) -> bytes:
@@ -291,15 +214,15 @@ class RecordingWriter:
         Two moments mostly differ in a few figures; what a combination of known ones costs is their numbers.
         """
         if depth == 0 or not value or not isinstance(value, (dict, list)):
-            return _text(value)
-        out = bytearray((_OBJECT if isinstance(value, dict) else _LIST,))
+            return text_of(value)
+        out = bytearray((OBJECT if isinstance(value, dict) else LIST,))
         if isinstance(value, dict):
             for key, member in value.items():
-                name = _text(str(key)) + b":"
-                _varint(out, self._number(name + self._composed(member, 0, new), new))
+                name = text_of(str(key)) + b":"
+                put_varint(out, self._number(name + self._composed(member, 0, new), new))
         else:
             for item in value:
-                _varint(out, self._number(self._composed(item, depth - 1, new), new))
+                put_varint(out, self._number(self._composed(item, depth - 1, new), new))
         return bytes(out)
 
     def _number(self, piece: bytes, new: list[bytes]) -> int:
@@ -310,8 +233,8 @@ class RecordingWriter:
         return number
 
     def _append(self, kind: int, taken_ns: int, payload: bytes) -> int:
-        frame = bytearray(_FRAME.pack(_MARK, len(payload), 0, kind, taken_ns)) + payload
-        struct.pack_into("<I", frame, 8, zlib.crc32(frame[_CHECKED:]))
+        frame = bytearray(FRAME.pack(MARK, len(payload), 0, kind, taken_ns)) + payload
+        struct.pack_into("<I", frame, 8, zlib.crc32(frame[CHECKED:]))
         written = 0
         try:
             while written < len(frame):
@@ -340,83 +263,6 @@ class RecordingWriter:
         self.close()
 
 
-@dataclass(slots=True)
-class _State:
-    """What the frames up to one of them say."""
-
-    index: int = -1
-    pieces: list[bytes] = field(default_factory=list)
-    shape_number: int = -1
-    host: str | None = None
-    shape: list[list[str]] = field(default_factory=list)
-    slots: list[int] = field(default_factory=list)
-    like: bytes = b""
-    updated: list[int] = field(default_factory=list)
-    updated_ns: list[int | None] = field(default_factory=list)
-
-    def value(self, number: int) -> Any:
-        """Return what a piece of JSON says.
-
-        Raises:
-            ValueError: it contradicts itself.
-            IndexError: it names a piece that is not there.
-        """
-        return json.loads(self._joined(number, 0))
-
-    def _joined(self, number: int, depth: int) -> bytes:
-        piece = self.pieces[number]
-        if not piece or piece[0] not in (_OBJECT, _LIST):
-            return piece
-        if depth > 2:
-            raise ValueError("pieces are composed too deeply")
-        reader = _Varints(piece)
-        reader.at = 1
-        parts = []
-        while reader.at < len(piece):
-            parts.append(self._joined(reader.next(), depth + 1))
-        joined = b",".join(parts)
-        return b"{" + joined + b"}" if piece[0] == _OBJECT else b"[" + joined + b"]"
-
-    def apply(self, packed: bytes, *, key: bool) -> None:
-        """Take the next frame.
-
-        Args:
-            packed: its payload, compressed.
-            key: whether it is a key frame.
-
-        Raises:
-            ValueError: it contradicts itself.
-            zlib.error: it is not compressed as it should be.
-        """
-        payload = _unpack(packed, b"" if key else self.like)
-        reader = _Varints(payload)
-        if key:
-            self.like = payload[-_LIKE_BYTES:]
-            self.pieces = []
-            self.shape_number = -1
-        for _ in range(reader.next()):
-            self.pieces.append(reader.take(reader.next()))
-        number = reader.next()
-        if number != self.shape_number:
-            self.host, self.shape = json.loads(self.pieces[number])
-            self.shape_number = number
-            self.slots = [-1] * sum(len(names) for names in self.shape)
-            self.updated = [0] * len(self.shape)
-        index = -1
-        for _ in range(reader.next()):
-            index += reader.next() + 1
-            self.slots[index] = reader.next()
-        self.updated_ns = []
-        for device in range(len(self.shape)):
-            value = reader.next()
-            if not value:
-                self.updated_ns.append(None)
-                continue
-            value -= 1
-            self.updated[device] += -((value + 1) >> 1) if value & 1 else value >> 1
-            self.updated_ns.append(self.updated[device])
-
-
 class Recording:
     """A recording that is read: a sequence of :class:`~ttmem.dumps.Dump`, one for each moment.
 
@@ -430,15 +276,15 @@ class Recording:
         self.path = os.fspath(path)
         self.times_ns: list[int] = []
         self.damaged_bytes = 0
-        self.end_bytes = _HEADER.size
+        self.end_bytes = HEADER.size
         self._frames: list[tuple[int, int, int]] = []
         self._keys: list[int] = []
-        self._state = _State()
+        self._state = FrameState()
         self._map: mmap.mmap | None = None
         try:
             with open(path, "rb") as file:
-                header = file.read(_HEADER.size)
-                if len(header) == _HEADER.size:
+                header = file.read(HEADER.size)
+                if len(header) == HEADER.size:
                     self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         except OSError as error:
             raise RecordingError(f"cannot read {self.path}: {error}") from error
@@ -446,7 +292,7 @@ class Recording:
             self.close()
             raise RecordingError(f"{self.path} is no recording: make one with python -m ttmem record -o FILE")
         if self._map is not None:
-            version = _HEADER.unpack(header)[1]
+            version = HEADER.unpack(header)[1]
             if version != VERSION:
                 self.close()
                 raise RecordingError(f"{self.path} has version {version}, this ttmem reads {VERSION}: upgrade ttmem")
@@ -454,20 +300,20 @@ class Recording:
 
     def _index(self, data: mmap.mmap) -> None:
         """Find every whole frame that can be decoded: by hopping, and by its mark behind damage."""
-        at, end = _HEADER.size, len(data)
+        at, end = HEADER.size, len(data)
         usable = False
-        while at + _FRAME.size <= end:
-            mark, length, checksum, kind, taken_ns = _FRAME.unpack_from(data, at)
-            stop = at + _FRAME.size + length
+        while at + FRAME.size <= end:
+            mark, length, checksum, kind, taken_ns = FRAME.unpack_from(data, at)
+            stop = at + FRAME.size + length
             whole = (
-                mark == _MARK
+                mark == MARK
                 and kind in (KEY_FRAME, DELTA_FRAME)
                 and length <= MAX_FRAME_BYTES
                 and stop <= end
-                and zlib.crc32(data[at + _CHECKED : stop]) == checksum
+                and zlib.crc32(data[at + CHECKED : stop]) == checksum
             )
             if not whole:
-                found = data.find(_MARK, at + 1)
+                found = data.find(MARK, at + 1)
                 if found < 0:
                     break
                 self.damaged_bytes += found - at
@@ -478,7 +324,7 @@ class Recording:
                 usable = True
                 self._keys.append(len(self._frames))
             if usable:
-                self._frames.append((at + _FRAME.size, stop, kind))
+                self._frames.append((at + FRAME.size, stop, kind))
                 self.times_ns.append(taken_ns)
             at = stop
             self.end_bytes = stop
@@ -498,12 +344,13 @@ class Recording:
         """Return the index of the last moment that is not after ``taken_ns``, 0 if all are."""
         return max(0, bisect.bisect_right(self.times_ns, taken_ns) - 1)
 
-    def dump(self, index: int, *, cores: bool = True) -> Dump:
+    def dump(self, index: int, *, cores: bool = True, members: Collection[str] | None = None) -> Dump:
         """Return one moment.
 
         Args:
             index: of ``times_ns``; negative counts from the end.
             cores: whether to list the cores, which takes most of the time.
+            members: of the device objects, those that are wanted; None is all.
 
         Raises:
             IndexError: there is no such moment.
@@ -516,7 +363,7 @@ class Recording:
             for number, names in enumerate(state.shape):
                 slots = state.slots[first : first + len(names)]
                 first += len(names)
-                devices.append(self._device(state, number, names, slots, cores))
+                devices.append(self._device(state, number, names, slots, cores, members))
         except (ValueError, LookupError, TypeError, RecursionError) as error:
             raise RecordingError(f"{self.path}: moment {state.index} contradicts itself: {error}") from error
         return Dump(devices, self.times_ns[state.index], state.host)
@@ -531,14 +378,28 @@ class Recording:
             first += len(names)
             found.append(
                 {
-                    name.removeprefix(_COLUMN): np.frombuffer(state.pieces[number], np.int64)
+                    name.removeprefix(COLUMN): np.frombuffer(state.pieces[number], np.int64)
                     for name, number in zip(names, slots, strict=True)
-                    if name.startswith(_COLUMN)
+                    if name.startswith(COLUMN)
                 }
             )
         return found
 
-    def _at(self, index: int) -> _State:
+    def marks(self, index: int) -> list[object]:
+        """Return for each device what is equal as long as its figures are; only ``updated_ns`` may differ then.
+
+        Marks of moments with a key frame between them differ in any case.
+        """
+        state = self._at(index)
+        key = bisect.bisect_right(self._keys, state.index)
+        marks: list[object] = []
+        first = 0
+        for names in state.shape:
+            marks.append((key, tuple(names), tuple(state.slots[first : first + len(names)])))
+            first += len(names)
+        return marks
+
+    def _at(self, index: int) -> FrameState:
         count = len(self)
         index = index + count if index < 0 else index
         if not 0 <= index < count:
@@ -548,37 +409,45 @@ class Recording:
         state = self._state
         key = self._keys[bisect.bisect_right(self._keys, index) - 1]
         if not key <= state.index <= index:
-            state = self._state = _State(key - 1)
+            state = self._state = FrameState(key - 1)
         while state.index < index:
             begin, stop, kind = self._frames[state.index + 1]
             try:
                 state.apply(self._map[begin:stop], key=kind == KEY_FRAME)
             except (zlib.error, ValueError, LookupError, TypeError, RecursionError) as error:
-                self._state = _State()
+                self._state = FrameState()
                 raise RecordingError(f"{self.path}: moment {state.index + 1} contradicts itself: {error}") from error
             state.index += 1
         return state
 
     def _device(
-        self, state: _State, number: int, names: Sequence[str], slots: Sequence[int], cores: bool
+        self,
+        state: FrameState,
+        number: int,
+        names: Sequence[str],
+        slots: Sequence[int],
+        cores: bool,
+        members: Collection[str] | None,
     ) -> dict[str, Any]:
         device: dict[str, Any] = {}
         columns: dict[str, list[int | None]] = {}
         ids: list[Any] = []
         for name, slot in zip(names, slots, strict=True):
+            if members is not None and name.partition(".")[0] not in members:
+                continue
             piece = state.pieces[slot]
-            if name.startswith(_COLUMN):
+            if name.startswith(COLUMN):
                 if cores:
                     values = np.frombuffer(piece, np.int64).tolist()
-                    columns[name.removeprefix(_COLUMN)] = [None if value == _UNKNOWN else value for value in values]
-            elif name == _PROGRAM_IDS:
+                    columns[name.removeprefix(COLUMN)] = [None if value == UNKNOWN else value for value in values]
+            elif name == PROGRAM_IDS:
                 ids.append(state.value(slot))
             elif name == "updated_ns":
                 device[name] = state.updated_ns[number]
             elif name == "cores":
                 if cores:
                     device[name] = state.value(slot)
-            elif name == "buffers":
+            elif name in KEY_ONLY:
                 # Between key frames the buffers are not known, which is not the same as none.
                 if piece != b"null":
                     device[name] = state.value(slot)
@@ -623,7 +492,7 @@ def read_host_for_recording(host: Any, *, source: str = "auto", buffers: bool = 
     """
     import socket
 
-    from ttmem.dumps import buffer_rows
+    from ttmem.dumps import buffers_of
     from ttmem.reader import read_host
 
     reading = read_host(source=source, host=host)
@@ -631,6 +500,6 @@ def read_host_for_recording(host: Any, *, source: str = "auto", buffers: bool = 
     for snapshot in reading.devices:
         device: dict[str, Any] = snapshot.to_dict(cores=False)
         device["cores"] = snapshot.cores
-        device["buffers"] = buffer_rows(snapshot) if buffers else None
+        device.update(buffers_of(snapshot) if buffers else {"buffers": None, "buffers_omitted": None})
         devices.append(device)
     return Dump(devices, reading.taken_ns, socket.gethostname(), list(reading.problems))

@@ -485,7 +485,8 @@ def to_device(region: Region) -> dict[str, object]:
     """
 
     def memory(used: int | None) -> dict[str, int | None]:
-        return {"used_bytes": used, "total_bytes": None, "free_bytes": None, "peak_bytes": None}
+        unknown = ("total_bytes", "free_bytes", "peak_bytes", "peak_at_ns", "peak_by", "peak_buffers")
+        return {"used_bytes": used, **dict.fromkeys(unknown)}
 
     resident = region.cb_meaning == RESIDENT
     accounting = ("total", "reserved", "cb", "buffer", "l1_small", "overlap", "free")
@@ -509,7 +510,7 @@ def to_device(region: Region) -> dict[str, object]:
                 "physical_bytes": None if resident else region.cb_bytes,
                 "logical_bytes": None,
                 "resident_bytes": region.cb_bytes if resident else None,
-                "peak_bytes": None,
+                **dict.fromkeys(("peak_bytes", "peak_at_ns", "peak_by", "peak_programs")),
             },
             "kernel": {"used_bytes": region.kernel_bytes, "persistent_bytes": None},
         },

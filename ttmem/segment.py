@@ -13,13 +13,14 @@ import fcntl
 import logging
 import os
 import re
+import stat
 import struct
 import threading
 import time
 from functools import lru_cache
 from pathlib import Path
 
-from ttmem._segment import DeviceBlock, FileHeader
+from ttmem._segment import DeviceBlock, FileHeader, process_token
 from ttmem._version import __version__
 from ttmem.model import Geometry
 
@@ -32,6 +33,9 @@ LOCK_NONE, LOCK_OFD = 0, 1
 GRACE_NS = 600 * 10**9
 """How long a dead writer's file can still be read before it is collected."""
 
+MAKING_NS = 60 * 10**9
+"""After this long a file without its name is none that is being made."""
+
 # What a reader that has never heard of a section may print of it: kind, name, then the words of a record in order.
 SCHEMA = b"""ttmem 1: u64 words; a record's last word is its tag
 0 totals[cb|dram|l1|system_memory|l1_small|trace|kernel|tables]
@@ -41,8 +45,8 @@ SCHEMA = b"""ttmem 1: u64 words; a record's last word is its tag
 0.7 program_row_high program_rows_omitted l1_row_high other_row_high buffers_omitted cb_class_high l1_class_high
 1 cb_map u16 class[core]
 2 l1_map u16 class[core]
-3 resident u32 bytes[core]
-4 cb_class physical_bytes logical_bytes region_end lowest_address
+3 resident u32 bytes[core]; record 1: floor of the core's cb peak
+4 cb_class physical_bytes logical_bytes region_end lowest_address ranges_published peak_physical_bytes
 5 l1_class physical_bytes logical_bytes region_end lowest_address
 6 cb_ranges count|more<<32 (begin|end<<32)...
 7 l1_ranges count|more<<32 (begin|end<<32)...
@@ -50,17 +54,26 @@ SCHEMA = b"""ttmem 1: u64 words; a record's last word is its tag
 9 program_names utf8[120]
 10 buffers buffer_id type|flags<<8 size_bytes address size_per_bank allocated_ns cores
 11 buffer_names utf8[120]
+12 program_cbs count|more<<32 (begin|end<<32 x0|y0<<10|x1<<20|y1<<30|kind<<40|first<<44)...
+13 peaks bytes ns id count name[120]
 """
 
 
 def shm_directory() -> Path:
     """Return where segments lie: TTMEM_SHM_DIR, else /dev/shm."""
-    return Path(os.environ.get("TTMEM_SHM_DIR") or "/dev/shm")
+    return _path(os.environ.get("TTMEM_SHM_DIR") or "/dev/shm")
+
+
+_path = lru_cache(maxsize=8)(Path)
 
 
 def namespace() -> str:
     """Return TTMEM_NAMESPACE in the form that file names carry; empty for the default one."""
-    given = os.environ.get("TTMEM_NAMESPACE", "")
+    return _component(os.environ.get("TTMEM_NAMESPACE", ""))
+
+
+@lru_cache(maxsize=8)
+def _component(given: str) -> str:
     # Names are one path component of bounded length, whatever the user chose.
     return re.sub(rb"[^A-Za-z0-9_-]", lambda m: b"=%02x" % m[0][0], os.fsencode(given)).decode()[:100]
 
@@ -84,11 +97,17 @@ def _file_mode() -> int:
 
 
 def _read(path: str) -> bytes:
+    # Not open(): a file of /proc is read in one piece, and a start has some of them to read.
     try:
-        with open(path, "rb") as file:
-            return file.read()
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
         return b""
+    try:
+        return os.read(fd, 4096)
+    except OSError:
+        return b""
+    finally:
+        os.close(fd)
 
 
 def start_ticks(pid: int | str) -> int:
@@ -109,6 +128,12 @@ def pid_namespace() -> int:
         return os.stat("/proc/self/ns/pid").st_ino
     except OSError:
         return 0
+
+
+@lru_cache(maxsize=1)
+def _oneself(owner: int) -> tuple[int, int]:
+    """Return this process's start time and pid namespace, which stay as they are; ``owner``: its token."""
+    return start_ticks("self"), pid_namespace()
 
 
 _FLOCK = struct.Struct("hhqqi4x")
@@ -143,7 +168,7 @@ class WriterFile:
     def __init__(self, directory: Path, space: str) -> None:
         self.directory = directory
         self.space = space
-        self.pid = os.getpid()
+        self.owner = process_token()
         self.path: Path | None = None
         self.inode = (0, 0)
         self.bytes = HEADER_BYTES
@@ -185,8 +210,8 @@ class WriterFile:
         return offset
 
     def _create(self, block: DeviceBlock, device_id: int, geometry: Geometry, origin: int) -> None:
-        started = start_ticks("self")
-        name = f"{file_prefix(self.space)}{os.getuid()}.{self.pid}.{started}.{os.urandom(8).hex()}"
+        started, pidns_inode = _oneself(self.owner)
+        name = f"{file_prefix(self.space)}{os.getuid()}.{os.getpid()}.{started}.{os.urandom(8).hex()}"
         path = self.directory / name
         # Not inherited across exec; a child forked before the close below holds the lock until it execs or ends.
         fd, hidden = self._open_nameless(path)
@@ -196,10 +221,10 @@ class WriterFile:
             header.describe(
                 instance=os.urandom(16),
                 boot_id=boot_id(),
-                pid=self.pid,
+                pid=os.getpid(),
                 uid=os.getuid(),
                 start_ticks=started,
-                pidns_inode=pid_namespace(),
+                pidns_inode=pidns_inode,
                 created_ns=time.time_ns(),
                 lock_mode=LOCK_OFD if lock(fd) else LOCK_NONE,
                 process_name=_read("/proc/self/comm").strip(),
@@ -238,12 +263,11 @@ class WriterFile:
 
     def _link(self, fd: int, hidden: Path | None, path: Path) -> None:
         # linkat rather than rename: it fails where the name exists, and never replaces somebody's file.
-        source = f"/proc/self/fd/{fd}" if hidden is None else str(hidden)
-        directory = os.open(self.directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.link(source, path.name, src_dir_fd=directory, dst_dir_fd=directory, follow_symlinks=True)
-        finally:
-            os.close(directory)
+        if hidden is not None:
+            os.link(hidden, path)
+        else:
+            # Any descriptor will do: it is what makes this linkat, which can follow the link.
+            os.link(f"/proc/self/fd/{fd}", path, src_dir_fd=fd, follow_symlinks=True)
 
     def lost(self) -> bool:
         """Tell whether the file is no longer there under its name: somebody deleted or replaced it."""
@@ -272,6 +296,8 @@ class WriterFile:
             block.withdraw()
             block.unmap()
         self._blocks.clear()
+        # A file that is made later starts anew: these places are of the one that goes.
+        self._free.clear()
         if self._header is None:
             return
         self._header.set_state(CLOSED)
@@ -296,7 +322,7 @@ def writer_file(directory: Path, space: str) -> WriterFile:
     global _hooked
     key = (directory, space)
     file = _registry.get(key)
-    if file is None or file.pid != os.getpid():
+    if file is None or file.owner != process_token():
         file = _registry[key] = WriterFile(directory, space)
     if not _hooked:
         _hooked = True
@@ -325,7 +351,7 @@ def forget(file: WriterFile) -> None:
 def _close_all() -> None:
     for file in list(_registry.values()):
         # A forked child inherits this table, and must not withdraw what its parent still publishes.
-        if file.pid == os.getpid():
+        if file.owner == process_token():
             file.close()
     _registry.clear()
 
@@ -350,8 +376,10 @@ def collect(directory: Path, space: str, *, grace_ns: int = GRACE_NS, dry_run: b
         Each dead writer's file and what was done: ``removed``, ``kept`` (within the grace time) or ``would remove``.
     """
     done = []
+    # A writer that died before its file had its name left it under the hidden one, where nameless files are not to be had.
+    prefixes = (file_prefix(space), f".{file_prefix(space)}")
     try:
-        names = [entry.name for entry in os.scandir(directory) if entry.name.startswith(file_prefix(space))]
+        names = [name for name in os.listdir(directory) if name.startswith(prefixes)]
     except OSError:
         return []
     for name in sorted(names):
@@ -368,10 +396,15 @@ def collect(directory: Path, space: str, *, grace_ns: int = GRACE_NS, dry_run: b
 
 
 def _collect_one(fd: int, path: Path, grace_ns: int, dry_run: bool) -> str:
-    import stat
-
     status = os.fstat(fd)
-    if not stat.S_ISREG(status.st_mode) or status.st_uid != os.getuid() or status.st_size < HEADER_BYTES:
+    if not stat.S_ISREG(status.st_mode) or status.st_uid != os.getuid():
+        return ""
+    if path.name.startswith("."):
+        # Its making takes milliseconds, and there is nothing in it that anybody could still want to read.
+        if is_locked(fd) or time.time_ns() - status.st_ctime_ns < MAKING_NS:
+            return ""
+        return _remove(fd, path, status, dry_run)
+    if status.st_size < HEADER_BYTES:
         return ""
     head = os.pread(fd, 640, 0)
     if len(head) < 640:
@@ -389,6 +422,10 @@ def _collect_one(fd: int, path: Path, grace_ns: int, dry_run: bool) -> str:
         return "kept"
     if 0 <= now - buried_ns < grace_ns:
         return "kept"
+    return _remove(fd, path, status, dry_run)
+
+
+def _remove(fd: int, path: Path, status: os.stat_result, dry_run: bool) -> str:
     if dry_run:
         return "would remove"
     # The lock keeps a second collector away. Not the writer's byte: the dead would look alive to readers meanwhile.

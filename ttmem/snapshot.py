@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
-import numpy as np
-
-from ttmem._reading import BlockReading, core_table
+from ttmem._core_table import core_table
+from ttmem._reading import BlockReading, cbs_of
 from ttmem.cores import CoreCoord
+from ttmem.model import CB_KINDS
 
 CORE_FIELDS = (
     "x",
@@ -24,14 +24,22 @@ CORE_FIELDS = (
     "l1_lowest_address",
     "headroom_bytes",
     "overlap_bytes",
+    "cb_peak_bytes",
 )
-CORE_DTYPE = np.dtype([(name, np.int64) for name in CORE_FIELDS])
-UNKNOWN_HEADROOM = np.iinfo(np.int64).min
+CORE_WORDS = len(CORE_FIELDS)
+UNKNOWN_HEADROOM = -(2**63)
 PROGRAMS_MAX = 1024
 SCHEMA = 1
 """The number of the JSON's schema."""
 
 CB, DRAM, L1, _SYSTEM, L1_SMALL, TRACE, KERNEL, TABLES = range(8)
+NOTES = (
+    "programs that were laid out before it began to follow are not known",
+    "what was allocated before it began to follow is not known",
+    "its figures are taken in windows and may lag",
+    "events that contradict each other were left out",
+)
+"""What the bits of a writer's notes say (``enum ttm_note``)."""
 ACCOUNTING = ("total", "reserved", "cb", "buffer", "l1_small", "overlap", "free")
 
 
@@ -97,10 +105,9 @@ class Snapshot:
         self._live = [part for part in self._parts if part.state == "live"]
         self._last = last
         self._given: dict[str, Any] | None = None
-        self._table: np.ndarray[Any, Any] | None = None
+        self._table: memoryview | None = None
         self._object: Figures | None = None
         self._geometry: dict[str, Any] | None = None
-        self.extra_warnings: list[str] = []
 
     @classmethod
     def of_dict(cls, device: dict[str, Any], *, taken_ns: int | None = None) -> "Snapshot":
@@ -124,6 +131,10 @@ class Snapshot:
             device.pop("cores", None)
         return device
 
+    def warn(self, texts: Iterable[str]) -> None:
+        """Add to `warnings` what only somebody who sees more than the writers can tell."""
+        self._figures()["warnings"].extend(texts)
+
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_"):
             raise AttributeError(name)
@@ -142,20 +153,23 @@ class Snapshot:
     @property
     def cores(self) -> Any:
         """The figures per core: a structured array with the columns of :data:`CORE_FIELDS`; None if there are none."""
-        if self._given is not None:
-            rows = self._given.get("cores")
-            if rows is None:
-                return None
-            table = np.full(len(rows), -1, CORE_DTYPE)
-            for index, row in enumerate(rows):
-                for name in CORE_FIELDS:
-                    unknown = UNKNOWN_HEADROOM if name == "headroom_bytes" else -1
-                    value = row.get(name)
-                    table[index][name] = unknown if value is None else value
-            return table
-        if self._table is None:
-            self._table = self._core_table()
-        return self._table
+        # Not at the top: nothing else needs it, and it takes longer to import than all of ttmem.
+        import numpy as np
+
+        dtype = np.dtype([(name, np.int64) for name in CORE_FIELDS])
+        if self._given is None:
+            words = self._core_words()
+            return np.frombuffer(words, dtype) if words else np.empty(0, dtype)
+        rows = self._given.get("cores")
+        if rows is None:
+            return None
+        table = np.full(len(rows), -1, dtype)
+        for index, row in enumerate(rows):
+            for name in CORE_FIELDS:
+                unknown = UNKNOWN_HEADROOM if name == "headroom_bytes" else -1
+                value = row.get(name)
+                table[index][name] = unknown if value is None else value
+        return table
 
     def core_map(self, x: int, y: int) -> dict[str, Any]:
         """Return the merged address ranges of a core over the living writers.
@@ -170,7 +184,9 @@ class Snapshot:
         return answer
 
     def buffers(self) -> list[dict[str, Any]]:
-        """Return the live buffers that the writers' tables hold, each with its pid."""
+        """Return the live buffers that the writers' tables hold, each with its pid; see :attr:`buffers_omitted`."""
+        if self._given is not None:
+            return list(self._given.get("buffers") or ())
         names = (
             "buffer_id",
             "buffer_type",
@@ -186,6 +202,14 @@ class Snapshot:
             for part in self._live
             for row in part.reading.buffers()
         ]
+
+    @property
+    def buffers_omitted(self) -> int | None:
+        """How many live buffers count in the totals and are not listed; None where no list is known."""
+        if self._given is not None:
+            return None if self._given.get("buffers") is None else self._given.get("buffers_omitted")
+        tables = [part.reading.total(TABLES) for part in self._live]
+        return _sum([None if words is None else words[4] for words in tables])
 
     # How it is put together
 
@@ -233,7 +257,18 @@ class Snapshot:
         known["warnings"] = warnings
         return known
 
-    def _core_table(self) -> np.ndarray[Any, Any]:
+    def _core_words(self) -> memoryview:
+        """Return the table of cores as int64 words, :data:`CORE_WORDS` a core."""
+        if self._table is None:
+            self._table = memoryview(self._core_table()).toreadonly().cast("q")
+        return self._table
+
+    def _column(self, name: str) -> int | None:
+        """Return the sum over the cores; None if that of one is unknown."""
+        values = self._core_words()[CORE_FIELDS.index(name) :: CORE_WORDS].tolist()
+        return None if any(value < 0 for value in values) else sum(values)
+
+    def _core_table(self) -> bytearray:
         geometry = self._known_geometry()
         readings = [part.reading for part in self._live]
         grid = geometry["grid"]
@@ -243,30 +278,38 @@ class Snapshot:
         # Cores that only a contradicting writer has still count; those that none has do not exist.
         width = max([grid[0], *(r.grid[0] for r in readings if r.grid)])
         height = max([grid[1], *(r.grid[1] for r in readings if r.grid)])
-        table = np.empty(width * height, CORE_DTYPE)
+        table = bytearray(width * height * CORE_WORDS * 8)
         base, size, small = (geometry[name] for name in ("l1_cb_base", "worker_l1_size", "l1_small_size"))
         top = -1 if size is None or small is None else size - small
-        core_table(readings, width, height, -1 if base is None else base, top, table.view(np.uint8))
+        core_table(readings, width, height, -1 if base is None else base, top, table)
+        kept = None
         if any(r.grid != (width, height) for r in readings if r.grid):
             sizes = [grid, *(r.grid for r in readings if r.grid)]
-            table = table[np.logical_or.reduce([(table["x"] < x) & (table["y"] < y) for x, y in sizes])]
+            kept = [any(x < size[0] and y < size[1] for size in sizes) for y in range(height) for x in range(width)]
         if geometry["grid"] is None:
             # The grid is not known: list the cores on which anything ever was.
-            touched = (table["cb_logical_bytes"] != 0) | (table["cb_resident_bytes"] != 0)
-            table = table[touched]
-        table.setflags(write=False)
-        return table
+            words = memoryview(table).cast("q")
+            logical, resident = (
+                words[CORE_FIELDS.index(name) :: CORE_WORDS] for name in ("cb_logical_bytes", "cb_resident_bytes")
+            )
+            touched = [any(pair) for pair in zip(logical, resident, strict=True)]
+            kept = touched if kept is None else [a and b for a, b in zip(kept, touched, strict=True)]
+        if kept is None:
+            return table
+        row = 8 * CORE_WORDS
+        return bytearray(b"".join(table[row * i : row * (i + 1)] for i, wanted in enumerate(kept) if wanted))
 
     def _core_objects(self) -> list[dict[str, Any]] | None:
         if self._given is not None:
             rows: list[dict[str, Any]] | None = self._given.get("cores")
             return rows
+        values = self._core_words().tolist()
         return [
             {
                 name: None if (value == UNKNOWN_HEADROOM if name == "headroom_bytes" else value == -1) else value
-                for name, value in zip(CORE_FIELDS, row, strict=True)
+                for name, value in zip(CORE_FIELDS, values[start : start + CORE_WORDS], strict=True)
             }
-            for row in self.cores.tolist()
+            for start in range(0, len(values), CORE_WORDS)
         ]
 
     def _total(self, record: int, word: int) -> int | None:
@@ -276,11 +319,17 @@ class Snapshot:
             values.append(None if words is None else words[word])
         return _sum(values)
 
+    def _peak(self, record: int, what: str) -> dict[str, Any]:
+        """Return when a total was highest, by what, and how many there were then; unknown where writers' peaks add up."""
+        peak = self._live[0].reading.peak(record) if len(self._live) == 1 else None
+        if peak is None or not peak[1]:
+            return {"peak_at_ns": None, "peak_by": None, f"peak_{what}s": None}
+        return {"peak_at_ns": peak[1], "peak_by": peak[4] or f"{what} {peak[2]}", f"peak_{what}s": peak[3]}
+
     def _physical(self) -> int | None:
         if len(self._live) == 1:
             return self._total(CB, 0)
-        column = self.cores["cb_physical_bytes"]
-        return None if (column < 0).any() else int(column.sum())
+        return self._column("cb_physical_bytes")
 
     def _compose(self) -> dict[str, Any]:
         if not self._parts and self._last is not None:
@@ -296,6 +345,7 @@ class Snapshot:
                 "total_bytes": total,
                 "free_bytes": _less(total, used),
                 "peak_bytes": self._total(record, 1),
+                **self._peak(record, "buffer"),
             }
 
         l1_total = None if None in (cores, size, base, small) else cores * (size - base - small)
@@ -304,13 +354,13 @@ class Snapshot:
         asic_id = geometry["asic_id"]
         oldest = (self._live or self._parts)[0].reading
         programs, omitted = self._programs()
-        origin = "replay" if all(r.reading.origin == "replay" for r in self._live or self._parts) else "live"
+        origins = {part.reading.origin for part in self._live or self._parts}
         return {
             "device_id": oldest.device_id,
             "asic_id": None if asic_id is None else f"{asic_id:#x}",
             "arch": geometry["arch"],
             "source": "ttmem",
-            "origin": origin,
+            "origin": "live" if "live" in origins else "replay",
             "state": self._state(),
             "grid": None if grid is None else {"x": grid[0], "y": grid[1]},
             "updated_ns": max(updated, default=None),
@@ -325,10 +375,11 @@ class Snapshot:
                     "logical_bytes": self._total(CB, 1),
                     "resident_bytes": self._total(CB, 2),
                     "peak_bytes": self._total(CB, 3),
+                    **self._peak(CB, "program"),
                 },
                 # A capture tells nothing of kernels.
                 "kernel": dict.fromkeys(("used_bytes", "persistent_bytes"))
-                if origin == "replay"
+                if origins == {"replay"}
                 else {"used_bytes": self._total(KERNEL, 0), "persistent_bytes": self._total(KERNEL, 1)},
             },
             "l1_accounting": self._accounting(cores, size, base, small),
@@ -336,7 +387,7 @@ class Snapshot:
             "programs": programs,
             "programs_omitted": omitted,
             "processes": [_process(part) for part in self._parts],
-            "warnings": [*geometry["warnings"], *self._warnings(omitted), *self.extra_warnings],
+            "warnings": [*geometry["warnings"], *self._warnings(omitted)],
         }
 
     def _state(self) -> str:
@@ -348,14 +399,8 @@ class Snapshot:
         if None in (cores, size, base, small):
             return {f"{name}_bytes": None for name in ACCOUNTING}
         assert cores is not None
-        table = self.cores
         physical = self._physical()
-
-        def column(name: str) -> int | None:
-            values = table[name]
-            return None if (values < 0).any() else int(values.sum())
-
-        buffers, overlap = column("l1_used_bytes"), column("overlap_bytes")
+        buffers, overlap = self._column("l1_used_bytes"), self._column("overlap_bytes")
         total, reserved, l1_small = cores * size, cores * base, cores * small
         free = None
         if physical is not None and buffers is not None and overlap is not None:
@@ -369,7 +414,7 @@ class Snapshot:
         for part in self._live:
             tables = part.reading.total(TABLES)
             omitted += 0 if tables is None else tables[1]
-            for program_id, name, cores, per_core, end, count, logical in part.reading.programs():
+            for program_id, name, cores, per_core, end, count, logical, cbs in part.reading.programs():
                 rows.append(
                     (
                         -logical,
@@ -382,6 +427,7 @@ class Snapshot:
                             "cb_region_end": end,
                             "count": count,
                             "pid": part.pid,
+                            "circular_buffers": None if cbs is None else [dict(cb) for cb in _circular_buffers(cbs)],
                         },
                     )
                 )
@@ -391,6 +437,9 @@ class Snapshot:
 
     def _warnings(self, omitted: int) -> Iterator[str]:
         for part in self._live:
+            yield from (
+                f"process {part.pid}: {text}" for bit, text in enumerate(NOTES) if part.reading.notes >> bit & 1
+            )
             if part.reading.damaged:
                 yield f"{part.reading.damaged} records of process {part.pid} match no checksum and are left out"
             if part.reading.dropped:
@@ -418,7 +467,7 @@ class Snapshot:
             if record.get("total_bytes") is not None:
                 record["free_bytes"] = record["total_bytes"]
             if "peak_bytes" in record:
-                record["peak_bytes"] = 0
+                record.update({name: None for name in record if name.startswith("peak_")}, peak_bytes=0)
         accounting = dict(before["l1_accounting"])
         if accounting["total_bytes"] is not None:
             for name in ("cb", "buffer", "overlap"):
@@ -451,6 +500,22 @@ def _merged(lists: list[Any]) -> list[list[int]]:
     return merged
 
 
+@lru_cache(maxsize=2048)
+def _circular_buffers(packed: bytes) -> list[dict[str, Any]]:
+    """Return the CBs of a program as objects: the same programs come at every reading, and on every chip of a mesh."""
+    return [_circular_buffer(cb) for cb in cbs_of(packed)]
+
+
+def _circular_buffer(cb: tuple[int, int, int, list[tuple[int, int, int, int]]]) -> dict[str, Any]:
+    begin, end, kind, rectangles = cb
+    return {
+        "address": begin,
+        "size": end - begin,
+        "core_ranges": "{" + ", ".join(f"[{x}-{y} - {end_x}-{end_y}]" for x, y, end_x, end_y in rectangles) + "}",
+        "kind": CB_KINDS[kind] if kind < len(CB_KINDS) else "unknown",
+    }
+
+
 def _process(part: Part) -> dict[str, Any]:
     def word(record: int, index: int = 0) -> int | None:
         words = part.reading.total(record)
@@ -477,4 +542,6 @@ def dump(devices: list[Snapshot], *, taken_ns: int) -> dict[str, Any]:
 
 def whole(devices: list[dict[str, Any]], *, taken_ns: int) -> dict[str, Any]:
     """Return the JSON object around device objects."""
+    import socket
+
     return {"schema": SCHEMA, "host": socket.gethostname(), "taken_ns": taken_ns, "devices": devices}

@@ -16,22 +16,30 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ttmem import _ttnn_hook
+try:
+    from ttmem import _ttnn_feed, _ttnn_hook
+except ImportError:
+    # They are not built for this machine: graph captures are what remains.
+    _ttnn_hook = None  # type: ignore[assignment]
 from ttmem._publisher import Publisher
-from ttmem.cores import CoreRange, CoreRangeSet
-from ttmem.errors import InvalidIntervalError, TtmemError
-from ttmem.model import WORKER_L1_SIZE, BufferType, CircularBuffer, parse_arch
+from ttmem.errors import TtmemError
+from ttmem.model import WORKER_L1_SIZE, BufferType, parse_arch
 from ttmem.publisher import publish
 from ttmem.region import RegionProcess, find_regions, read_region
 
+if TYPE_CHECKING:
+    from ttmem.ttnn_capture import CaptureTracker
+
 log = logging.getLogger("ttmem")
 
-PUMP_SECONDS = 0.05
-"""How often waiting events are published; :meth:`Tracker.sync` publishes them at once."""
+CHECK_SECONDS = 1.0
+"""How often a tracker sees whether the hook is still on and its files are still there."""
 REGION_DIRECTORY = Path("/dev/shm")
 """Where TT-Metal of this very process has its regions, whatever TTMEM_SHM_DIR says."""
+NOTE_PROGRAMS_BEFORE, NOTE_BUFFERS_BEFORE, NOTE_WINDOWED = 1, 2, 4
+"""What readers are told of the figures as a whole: ``enum ttm_note`` in ``_layout.h``."""
 REGION_FIELDS = {
     BufferType.DRAM: "dram_bytes",
     BufferType.L1: "l1_bytes",
@@ -83,119 +91,14 @@ def own_regions(directory: Path = REGION_DIRECTORY) -> dict[int, tuple[int, Regi
     return found
 
 
-def _core_ranges(rectangles: tuple[tuple[int, int, int, int], ...]) -> CoreRangeSet:
-    ranges = [CoreRange((x, y), (end_x, end_y)) for x, y, end_x, end_y in rectangles]
-    try:
-        return CoreRangeSet(*ranges)
-    except InvalidIntervalError:
-        # 0.77 names the ranges of a dataflow buffer one by one, and they may overlap.
-        return CoreRangeSet(*(CoreRange(core) for core in sorted({core for part in ranges for core in part})))
-
-
-class ChipFeed:
-    """Applies the hook's events of one chip to its publisher.
-
-    Args:
-        publisher: what to tell; anything with the calls of :class:`ttmem.Publisher`.
-        before: bytes of each type that were allocated before the hook was there.
-    """
-
-    def __init__(self, publisher: Publisher, before: dict[BufferType, int] | None = None) -> None:
-        self.publisher = publisher
-        self.refused = 0
-        self._buffers: dict[int, int] = {}
-        self._programs: set[int] = set()
-        self._traces: dict[int, int] = {}
-        self._before: dict[BufferType, tuple[int, int]] = {}
-        for kind, size in (before or {}).items():
-            self._set_before(kind, size)
-
-    def _set_before(self, kind: BufferType, size: int) -> None:
-        """Keep what is left of the buffers from before as one unnamed entry."""
-        held = self._before.pop(kind, None)
-        if held is not None:
-            self.publisher.deallocate(held[0])
-        if size > 0:
-            self._before[kind] = (self.publisher.allocate(kind, size), size)
-
-    def apply(self, event: tuple[Any, ...]) -> None:
-        """Apply one event; what the publisher refuses is counted and logged once."""
-        try:
-            getattr(self, "_" + event[0])(*event[2:])
-        except (TtmemError, ValueError) as error:
-            self.refused += 1
-            if self.refused == 1:
-                log.warning("ttmem cannot publish an event of ttnn: %s (%s); the program goes on", error, event[0])
-
-    def _buffer_allocate(self, buffer_id: int, kind: int, size: int, address: int, size_per_bank: int) -> None:
-        in_l1 = kind in (BufferType.L1, BufferType.L1_SMALL)
-        self._buffers[buffer_id] = self.publisher.allocate(
-            BufferType(kind), size, address=address, size_per_bank=size_per_bank if in_l1 else None
-        )
-
-    def _buffer_free(self, buffer_id: int, kind: int, size: int, address: int, size_per_bank: int) -> None:
-        known = self._buffers.pop(buffer_id, None)
-        if known is not None:
-            self.publisher.deallocate(known)
-        elif BufferType(kind) in self._before:
-            self._set_before(BufferType(kind), self._before[BufferType(kind)][1] - size)
-
-    def _program_add(self, program_id: int, name: str, footprint: list[tuple[Any, ...]]) -> None:
-        buffers = [
-            CircularBuffer(address, size, _core_ranges(ranges), globally_allocated=is_global, kind=kind)
-            for kind, address, size, is_global, ranges in footprint
-        ]
-        if program_id in self._programs:
-            self._program_remove(program_id, name)
-        self.publisher.add_program(buffers, name=name, program_id=program_id)
-        self._programs.add(program_id)
-
-    def _program_remove(self, program_id: int, name: str) -> None:
-        if program_id in self._programs:
-            self._programs.discard(program_id)
-            self.publisher.remove_program(program_id)
-
-    def _program_dispatch(self, program_id: int, name: str) -> None:
-        if program_id in self._programs:
-            self.publisher.dispatch(program_id)
-
-    def _trace(self, trace_id: int, action: str) -> None:
-        if action == "begin":
-            self._traces[trace_id] = self.publisher.begin_trace()
-        elif trace_id in self._traces:
-            if action == "end":
-                self.publisher.end_trace(self._traces[trace_id])
-            elif action == "replay":
-                self.publisher.replay_trace(self._traces[trace_id])
-            else:
-                self.publisher.release_trace(self._traces.pop(trace_id))
-
-    def _device_close(self) -> None:
-        for kind in list(self._before):
-            self._set_before(kind, 0)
-
-
 _trackers: list["Tracker"] = []
 _lock = threading.RLock()
-"""Guards `_trackers` and the order in which events are applied."""
+"""Guards `_trackers` and who hears the hook."""
 
 
-def _apply_events() -> list[tuple[Any, ...]]:
-    """Take the events that wait, apply each to the tracker of its chip, and return them."""
-    with _lock:
-        try:
-            events = _ttnn_hook.drain()
-        except MemoryError as error:
-            _switch_off(str(error))
-            return []
-        feeds = {chip: feed for tracker in _trackers for chip, feed in tracker.feeds.items()}
-        with contextlib.ExitStack() as batches:
-            for feed in feeds.values():
-                batches.enter_context(feed.publisher.batch())
-            for event in events:
-                if event[1] in feeds:
-                    feeds[event[1]].apply(event)
-    return events
+def _hear() -> None:
+    """Give the hook's events to the feeds of all trackers; the hook is holding them."""
+    _ttnn_feed.hear({chip: feed for tracker in _trackers for chip, feed in tracker.feeds.items()})
 
 
 def _switch_off(reason: str) -> None:
@@ -208,6 +111,10 @@ def _switch_off(reason: str) -> None:
         warnings.warn(f"ttmem no longer follows ttnn: {reason}", RuntimeWarning, stacklevel=2)
 
 
+def _disabled() -> bool:
+    return os.environ.get("TTMEM_DISABLE", "0") not in ("", "0")
+
+
 class Tracker:
     """Publishes what ttnn does on the chips of a device or mesh; made by :func:`track`.
 
@@ -217,7 +124,8 @@ class Tracker:
         active: whether ttnn is being followed.
         reason: why not; empty if all is well.
         warnings: what a reader of the figures should know.
-        feeds: what follows each chip, by its number.
+        publishers: the publisher of each chip, by its number.
+        feeds: what enters a chip's events into its publisher.
 
     Thread safety: any thread may call. Fork safety: a child follows nothing.
     """
@@ -227,17 +135,16 @@ class Tracker:
         self.active = False
         self.reason = ""
         self.warnings: list[str] = []
-        self.feeds: dict[int, ChipFeed] = {}
+        self.publishers: dict[int, Publisher] = {}
+        self.feeds: dict[int, _ttnn_feed.Feed] = {}
         self._wake = threading.Event()
-        self._pump: threading.Thread | None = None
+        self._keeper: threading.Thread | None = None
 
-    @property
-    def publishers(self) -> dict[int, Publisher]:
-        """The publisher of each chip, by its number."""
-        return {chip: feed.publisher for chip, feed in self.feeds.items()}
-
-    def start(self) -> "Tracker":
+    def start(self, *, quiet: bool = False) -> "Tracker":
         """Start following; if that cannot be, warn once and do nothing more.
+
+        Args:
+            quiet: leave the warning to the caller.
 
         Returns:
             The tracker itself.
@@ -249,33 +156,35 @@ class Tracker:
             if self.active:
                 return self
             self.warnings = []
-            if os.environ.get("TTMEM_DISABLE", "0") not in ("", "0"):
+            if _disabled():
                 self.reason = "TTMEM_DISABLE is set"
                 return self
+            if _ttnn_hook is None:
+                self.reason = "the hook is not built for this machine"
+                if not quiet:
+                    warnings.warn(f"ttmem does not follow ttnn: {self.reason}", RuntimeWarning, stacklevel=3)
+                return self
             first = not _trackers
-            if not first:
-                _apply_events()
-            self.reason = _ttnn_hook.start() if first else ""
+            if first:
+                self.reason = _ttnn_hook.start()
+            else:
+                self.reason = ""
+                _ttnn_hook.hold()
             try:
                 if not self.reason:
                     self._follow()
             except BaseException:
-                self._withdraw()
-                if first:
-                    _ttnn_hook.stop()
+                self._leave(first)
                 raise
             if self.reason:
-                self._withdraw()
-                if first:
-                    _ttnn_hook.stop()
-                warnings.warn(f"ttmem does not follow ttnn: {self.reason}", RuntimeWarning, stacklevel=3)
+                self._leave(first)
+                if not quiet:
+                    warnings.warn(f"ttmem does not follow ttnn: {self.reason}", RuntimeWarning, stacklevel=3)
                 return self
-            self.active = True
-            _trackers.append(self)
         atexit.register(self.stop)
         self._wake.clear()
-        self._pump = threading.Thread(target=self._run, name="ttmem-ttnn", daemon=True)
-        self._pump.start()
+        self._keeper = threading.Thread(target=self._run, name="ttmem-ttnn", daemon=True)
+        self._keeper.start()
         return self
 
     def _follow(self) -> None:
@@ -283,11 +192,11 @@ class Tracker:
         chips = [int(chip) for chip in self.device.get_device_ids()]
         geometry = geometry_of(self.device)
         with _probe(self.device):
-            events = _apply_events()
+            kept = _ttnn_hook.take()
             status = _ttnn_hook.status()
             regions = own_regions()
         live: dict[tuple[int, int], int] = {}
-        for kind, chip, *values in events:
+        for kind, chip, *values in kept.told():
             if kind in ("buffer_allocate", "buffer_free"):
                 sign = 1 if kind == "buffer_allocate" else -1
                 live[chip, values[1]] = live.get((chip, values[1]), 0) + sign * values[2]
@@ -296,66 +205,86 @@ class Tracker:
             self.reason = str(status["reason"])
         elif missed and not status["blocked"]:
             self.reason = f"a buffer that was allocated on chip {missed[0]} was not seen"
-        if self.reason:
-            return
-        for chip in chips:
+        for chip in chips if not self.reason else ():
             asic_id, slot = regions.get(chip, (None, None))
             before: dict[BufferType, int] = {}
             for buffer_type, field in REGION_FIELDS.items():
                 size = getattr(slot, field) if slot is not None else None
                 if size:
                     before[buffer_type] = size - live.get((chip, buffer_type), 0)
-            if slot is None:
-                self.warnings.append(
-                    f"TT-Metal has no region of chip {chip} for this process: what was allocated before is not known"
-                )
             if min(before.values(), default=0) < 0:
                 self.reason = f"TT-Metal's region of chip {chip} shows less than what was allocated"
-                return
+                break
+            publisher = self.publishers[chip] = publish(chip, asic_id=asic_id, **geometry)
+            if slot is None:
+                self._warn(
+                    publisher,
+                    NOTE_BUFFERS_BEFORE,
+                    f"TT-Metal has no region of chip {chip} for this process: what was allocated before is not known",
+                )
             if _ttnn_hook.total_cb(chip):
-                self.warnings.append(f"programs that were laid out on chip {chip} before tracking began are not known")
-            feed = self.feeds[chip] = ChipFeed(publish(chip, asic_id=asic_id, **geometry), before)
-            for event in events:
-                if event[1] == chip:
-                    feed.apply(event)
+                self._warn(
+                    publisher,
+                    NOTE_PROGRAMS_BEFORE,
+                    f"programs that were laid out on chip {chip} before tracking began are not known",
+                )
+            self.feeds[chip] = _ttnn_feed.Feed(publisher, before)
+        if self.reason:
+            return
+        # Whatever else came meanwhile is for the other trackers, and comes after.
+        _trackers.append(self)
+        self.active = True
+        _hear()
+        _ttnn_hook.release(_ttnn_feed.sink, kept)
+
+    def _warn(self, publisher: Publisher, note: int, text: str) -> None:
+        publisher.note(note)
+        self.warnings.append(text)
+
+    def _leave(self, last: bool) -> None:
+        """Stop hearing the hook and withdraw the devices; the last one puts TT-Metal's calls back."""
+        _ttnn_hook.hold()
+        if self in _trackers:
+            _trackers.remove(self)
+        self.active = False
+        _hear()
+        if last:
+            _ttnn_hook.stop()
+            _ttnn_hook.take()
+        else:
+            with contextlib.suppress(MemoryError):
+                _ttnn_hook.release(_ttnn_feed.sink)
+        for publisher in self.publishers.values():
+            publisher.close()
+        self.publishers, self.feeds = {}, {}
 
     def _run(self) -> None:
-        while not self._wake.wait(PUMP_SECONDS):
+        while not self._wake.wait(CHECK_SECONDS):
             self.sync()
 
     def sync(self) -> None:
-        """Publish every event so far; when it returns, readers see all that ttnn did before the call."""
+        """See that all is well. Readers see what ttnn does at once, whether this is called or not."""
         with _lock:
             if not self.active:
                 return
-            _apply_events()
             status = _ttnn_hook.status()
-            if not status["on"] and self.active:
+            if not status["on"]:
                 _switch_off(str(status["reason"]))
+                return
+            for publisher in self.publishers.values():
+                publisher.check_file()
 
     def stop(self) -> None:
         """Stop following and withdraw the devices. Stopping twice does nothing."""
         with _lock:
             if not self.active:
                 return
-            _apply_events()
-            if not self.active:  # the events could not be had, and so all tracking was stopped
-                return
-            self.active = False
-            _trackers.remove(self)
-            if not _trackers:
-                _ttnn_hook.stop()
-            self._withdraw()
-            pump, self._pump = self._pump, None
+            self._leave(len(_trackers) == 1)
+            keeper, self._keeper = self._keeper, None
         self._wake.set()
         atexit.unregister(self.stop)
-        if pump is not None and pump is not threading.current_thread():
-            pump.join(timeout=5)
-
-    def _withdraw(self) -> None:
-        for feed in self.feeds.values():
-            feed.publisher.close()
-        self.feeds = {}
+        if keeper is not None and keeper is not threading.current_thread():
+            keeper.join(timeout=5)
 
     def __enter__(self) -> "Tracker":
         return self.start()
@@ -384,16 +313,34 @@ def _probe(device: Any) -> Iterator[None]:
         ttnn.deallocate(tensor)
 
 
-def track(device: Any) -> Tracker:
+def track(device: Any, *, method: str = "auto") -> "Tracker | CaptureTracker":
     """Follow what ttnn does on an open device or mesh, and publish every chip of it, until the tracker is stopped.
 
     Args:
         device: what ``ttnn.open_device`` or ``ttnn.open_mesh_device`` returned.
+        method: ``hook`` follows TT-Metal's own calls; ``capture`` makes short graph captures, which tell less
+            (see :mod:`ttmem.ttnn_capture`); ``auto`` does so, with a warning, where the hook cannot be had.
 
     Returns:
         A context manager that is following already, or, with one warning, is not active and tells the `reason`.
 
     Raises:
         AlreadyPublishedError: this process publishes one of the chips already.
+        ValueError: there is no such method.
     """
-    return Tracker(device).start()
+    if method not in ("auto", "hook", "capture"):
+        raise ValueError(f"method must be auto, hook or capture, got {method!r}")
+    tracker = Tracker(device)
+    if method != "capture":
+        tracker.start(quiet=method == "auto")
+    if method == "hook" or tracker.active or _disabled():
+        return tracker
+    from ttmem.ttnn_capture import CaptureTracker
+
+    if method == "auto":
+        warnings.warn(
+            f"ttmem follows ttnn through graph captures, which tell less: {tracker.reason}",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+    return CaptureTracker(device).start()

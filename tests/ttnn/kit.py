@@ -20,7 +20,8 @@ HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
 LINKER = "riscv64-unknown-elf-ld"
 COMPILER = "riscv64-unknown-elf-gcc"
-BUILD_TOOLS = ("cython>=3.1,<4", "numpy", "setuptools>=77")
+NEEDED = ("cython>=3.1,<4", "ijson>=3.2", "numpy", "setuptools>=77")
+"""What ttmem needs of a Python with ttnn: to be built, and to follow."""
 
 
 class UnavailableError(Exception):
@@ -104,14 +105,11 @@ class Environment:
     library: Path
     caches: Path
 
-    def run(self, folder: Path, cluster: str, script: str, *arguments: str, slow: bool = False) -> dict[str, object]:
-        """Run a scene on a cluster in its own /dev/shm, and return its answer.
-
-        Raises:
-            AssertionError: it failed or did not answer; the text has its output.
-        """
+    def variables(self, folder: Path, cluster: str, *, slow: bool = False, knows_ttmem: bool = True) -> dict[str, str]:
+        """Return the environment variables of a ttnn process on a cluster, of which the folder gets a description."""
         description = folder / f"{cluster}.yaml"
         description.write_text(descriptor(cluster))
+        paths = [HERE, HERE / "standin", *([self.library] if knows_ttmem else [])]
         environment = {
             **os.environ,
             "TT_METAL_MOCK_CLUSTER_DESC_PATH": str(description),
@@ -120,12 +118,21 @@ class Environment:
             "TT_LOGGER_LEVEL": "error",
             # Otherwise the MPI in ttnn leaves 16 MiB in /dev/shm.
             "OMPI_MCA_btl": "self",
-            "PYTHONPATH": f"{self.library}:{HERE}:{HERE / 'standin'}",
+            "PYTHONPATH": ":".join(map(str, paths)),
         }
         for name in ("TTMEM_SHM_DIR", "TTMEM_DISABLE", "TTMEM_NAMESPACE", "PYTHONWARNINGS"):
             environment.pop(name, None)
         if slow:
             environment["TT_METAL_SLOW_DISPATCH_MODE"] = "1"
+        return environment
+
+    def run(self, folder: Path, cluster: str, script: str, *arguments: str, slow: bool = False) -> dict[str, object]:
+        """Run a scene on a cluster in its own /dev/shm, and return its answer.
+
+        Raises:
+            AssertionError: it failed or did not answer; the text has its output.
+        """
+        environment = self.variables(folder, cluster, slow=slow)
         shell = 'mount -t tmpfs none /dev/shm && exec "$@"'
         command = [
             *namespace_command(),
@@ -168,8 +175,8 @@ def environment(version: str, work: Path) -> Environment:
             )
     _put_stand_in(venv)
     python = venv / "bin" / "python"
-    if not _output(python, "-c", "import Cython, numpy, setuptools; print('yes')"):
-        subprocess.run([venv / "bin" / "pip", "install", "-q", *BUILD_TOOLS], check=True)
+    if not _output(python, "-c", "import Cython, ijson, numpy, setuptools; print('yes')"):
+        subprocess.run([venv / "bin" / "pip", "install", "-q", *NEEDED], check=True)
     tag = _output(python, "-c", "import sys; print(sys.implementation.cache_tag)")
     library = work / f"library-{tag}"
     if not library.exists():

@@ -33,8 +33,9 @@ def test_the_sum_of_events_equals_tt_metals_region_to_the_byte(
     assert "" not in found["dispatched"], "every dispatch has its operation's name"
 
 
-def test_slow_dispatch_is_followed_like_fast(ttnn: Environment, tmp_path: Path) -> None:
-    found = ttnn.run(tmp_path, "n150", "scenes.py", "figures", "mlp", slow=True)
+@pytest.mark.parametrize("cluster", ["n150", "p150"])
+def test_slow_dispatch_is_followed_like_fast(ttnn: Environment, tmp_path: Path, cluster: str) -> None:
+    found = ttnn.run(tmp_path, cluster, "scenes.py", "figures", "mlp", slow=True)
     assert found["ours"] == found["theirs"]
     assert found["dispatched"]["BinaryNgDeviceOperation"] == 2
 
@@ -44,6 +45,7 @@ def test_closing_the_device_leaves_nothing_on_it(ttnn: Environment, tmp_path: Pa
     assert all(found["open"])
     assert found["after"] == [0, 0, 0]
     assert found["warnings"] == ["programs that were laid out on chip 0 before tracking began are not known"]
+    assert found["said"] == ["programs that were laid out before it began to follow are not known"], "readers are told"
 
 
 def test_dataflow_buffers_cover_the_bytes_that_circular_buffers_did(

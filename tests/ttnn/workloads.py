@@ -16,13 +16,13 @@ DRAM, L1 = ttnn.DRAM_MEMORY_CONFIG, ttnn.L1_MEMORY_CONFIG
 class Bench:
     """An open mock device and what the operations need."""
 
-    def __init__(self, mesh=None, **options):
+    def __init__(self, mesh=None, *, device_id=0, **options):
         options.setdefault("l1_small_size", 24576)
         self.mesh = mesh
         if mesh:
             self.device = ttnn.open_mesh_device(ttnn.MeshShape(*mesh), **options)
         else:
-            self.device = ttnn.open_device(device_id=0, **options)
+            self.device = ttnn.open_device(device_id=device_id, **options)
         self.refused = []
 
     def close(self):
@@ -46,21 +46,24 @@ class Bench:
         time.sleep(0.2)
         return self.circular([(2048, (0, 0, 0, 0))])
 
-    def circular(self, buffers):
-        """Dispatch a program with circular buffers of (bytes, (x, y, x, y)); a list of ranges makes a set."""
+    def circular(self, buffers, page_size=1024):
+        """Dispatch a program with circular buffers of (bytes, (x, y, x, y), ...); all the rectangles of one make a set."""
         a, b = self.tensor(1, 1, 32, 32), self.tensor(1, 1, 32, 32)
         descriptors = [
             ttnn.CBDescriptor(
                 total_size=size,
-                core_ranges=core_ranges(area),
-                format_descriptors=[ttnn.CBFormatDescriptor(buffer_index=i, data_format=ttnn.bfloat16, page_size=1024)],
+                core_ranges=core_ranges(*areas),
+                format_descriptors=[
+                    ttnn.CBFormatDescriptor(buffer_index=i, data_format=ttnn.bfloat16, page_size=page_size)
+                ],
             )
-            for i, (size, area) in enumerate(buffers)
+            for i, (size, *areas) in enumerate(buffers)
         ]
         kernel = ttnn.KernelDescriptor(
             kernel_source="void kernel_main() {}\n",
             source_type=ttnn.KernelDescriptor.SourceType.SOURCE_CODE,
-            core_ranges=core_ranges((0, 0, 2, 0)),
+            # TT-Metal crashes over a circular buffer on a core without a kernel.
+            core_ranges=core_ranges((0, 0, *(max(area[i] for _, *areas in buffers for area in areas) for i in (2, 3)))),
             compile_time_args=[],
             runtime_args=[],
             config=ttnn.ReaderConfigDescriptor(),
@@ -68,9 +71,10 @@ class Bench:
         ttnn.generic_op([a, b], ttnn.ProgramDescriptor(kernels=[kernel], semaphores=[], cbs=descriptors))
 
 
-def core_ranges(area):
-    x, y, end_x, end_y = area
-    return ttnn.CoreRangeSet([ttnn.CoreRange(ttnn.CoreCoord(x, y), ttnn.CoreCoord(end_x, end_y))])
+def core_ranges(*areas):
+    return ttnn.CoreRangeSet(
+        [ttnn.CoreRange(ttnn.CoreCoord(x, y), ttnn.CoreCoord(end_x, end_y)) for x, y, end_x, end_y in areas]
+    )
 
 
 def mlp(bench):

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from ttmem.cli import EXIT_CONDITION, EXIT_DONE
-from ttmem.cli.dump import screen_of
+from ttmem.cli.screens import screen_of
 from ttmem.cli.sources import UnreadableError, UsageError, device_filter, run, write
 from ttmem.diff import diff
 from ttmem.dumps import Dump, DumpError, dump_of_text, kind_of_file, read_dump, read_live
@@ -85,7 +85,13 @@ def _body(args: argparse.Namespace, tell: Callable[[str], None]) -> int:
         tell("neither side has a device to compare")
     unnamed = [f.device_id for f in found if f.leaks and f.buffers is None]
     if unnamed:
-        tell("what leaked cannot be named: a side holds no list of buffers; record and `live` hold one")
+        tell("what leaked cannot be named: a side holds no list of buffers, as ttmem-dump --json writes it")
+    for device in (*a.devices, *b.devices):
+        if device.get("buffers_omitted"):
+            tell(
+                f"device {device.get('device_id')} does not list {device['buffers_omitted']} of its live buffers: "
+                "the totals are exact, the names are not all there"
+            )
     leaks = {(f.device_id, kind): size for f in found for kind, size in f.leaks.items() if size > tolerance}
     if args.json:
         whole = {

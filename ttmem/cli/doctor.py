@@ -94,7 +94,8 @@ def measure_publishing() -> dict[str, Any]:
         Medians of nine runs in nanoseconds: a program added and removed, a dispatch that replaces another, a buffer
         allocated and freed, a device published and withdrawn; ``None`` where nothing can be published here.
     """
-    from ttmem._publisher import canary, new_canary, publish_device
+    from ttmem._ledger import canary, new_canary
+    from ttmem._publisher import publish_device
 
     if canary() == 0:
         new_canary()

@@ -5,25 +5,28 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import shutil
 import signal
 import sys
 import time
-from collections.abc import Callable, Sequence
-from typing import Any, TextIO
+from collections.abc import Sequence
+from typing import Any
 
 from ttmem._version import __version__
 from ttmem.cli import EXIT_CONDITION, EXIT_DONE, EXIT_NOTHING, EXIT_UNREADABLE, EXIT_USAGE, seconds_between
 from ttmem.cli.page import PageFile
+from ttmem.cli.screens import screen_of
+from ttmem.cli.selection import UsageError, device_filter, moment_option
 from ttmem.errors import TtmemError
 from ttmem.views import fields
-from ttmem.views.cores import METRICS, grid_of, render_heat_map, render_map
+from ttmem.views.address import render_map
+from ttmem.views.cores import METRICS, grid_of
 from ttmem.views.dump import grid_text, render_devices
 from ttmem.views.explanation import render_explanation
+from ttmem.views.heat import render_heat_map
+from ttmem.views.holders import Holders
 from ttmem.views.tables import render_list, render_processes, render_programs
 from ttmem.views.text import Screen, clean, wrap
 
-_MIN_WIDTH, _MAX_WIDTH = 40, 200
 _EPILOG = """\
 exit codes: 0 done; 1 nothing to read; 2 wrong usage; 3 a --fail-if condition is true; 4 files there, none readable
 
@@ -32,11 +35,8 @@ examples:
   watch -n 0.5 'ttmem-dump | grep -E "Device|CB:"'  the CBs, live
   ttmem-dump --query device_id,memory.cb.physical,l1.core.min_headroom --format csv,nounits
   ttmem-dump --fail-if 'l1.core.min_headroom < 64KiB'
+  ttmem-dump --html page.html run.ttmem             a recording as one page
 """
-
-
-class _UsageError(Exception):
-    """The command line asks for something that is not possible."""
 
 
 def _core(text: str) -> tuple[int, int]:
@@ -52,6 +52,18 @@ def build_parser() -> argparse.ArgumentParser:
         prog="ttmem-dump", description=__doc__, epilog=_EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
+    add(
+        "file",
+        nargs="?",
+        metavar="FILE",
+        help="show this file in place of the host: a recording of python -m ttmem record, or what --json wrote",
+    )
+    add(
+        "--at",
+        type=moment_option,
+        metavar="MOMENT",
+        help="of FILE: fullest (default), first, last, or seconds after the first",
+    )
     add("-d", "--device", action="append", metavar="N", help="only these devices: ids or 0x asic ids, comma-separated")
     add("-L", "--list-devices", action="store_true", help="one line for each device")
     add("--json", action="store_true", help="the device objects as JSON")
@@ -60,7 +72,6 @@ def build_parser() -> argparse.ArgumentParser:
         "--cores",
         nargs="?",
         const="cb_physical",
-        choices=list(METRICS),
         metavar="FIGURE",
         help=f"heat map of the core grid; FIGURE is one of {', '.join(METRICS)} (default cb_physical)",
     )
@@ -68,7 +79,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--processes", action="store_true", help="the processes of each device")
     add("--programs", action="store_true", help="the cached programs of each device, largest first")
     add("--explain", action="store_true", help="what the figures of each device mean")
-    add("--html", metavar="FILE", help="write all of it to one HTML page; - is stdout")
+    add("--html", metavar="PAGE", help="write all of it, with the timeline of FILE, to one HTML page; - is stdout")
     add("--query", metavar="FIELDS", help="these fields, comma-separated, a row for each device; see --help-query")
     add("--format", metavar="FORMAT", help="of --query: csv[,noheader][,nounits]")
     add("--help-query", action="store_true", help="list all fields")
@@ -94,21 +105,6 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def screen_of(stream: TextIO, *, no_color: bool = False) -> Screen:
-    """Return what ``stream`` can show: its size, its colours, its characters."""
-    terminal = stream.isatty()
-    size = shutil.get_terminal_size((80, 24))
-    color = terminal and not no_color and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
-    encoding = (getattr(stream, "encoding", None) or "ascii").lower().replace("-", "").replace("_", "")
-    # The last line of a terminal is the prompt's.
-    return Screen(
-        width=max(_MIN_WIDTH, min(_MAX_WIDTH, size.columns)),
-        height=max(1, size.lines - 1) if terminal else None,
-        color=color,
-        unicode=encoding.startswith("utf"),
-    )
-
-
 def _write(text: str) -> None:
     """Write to stdout what its encoding has; a name of a process must not end the command."""
     encoding = getattr(sys.stdout, "encoding", None) or "ascii"
@@ -116,31 +112,11 @@ def _write(text: str) -> None:
     sys.stdout.flush()
 
 
-def _selected(wanted: Sequence[str] | None) -> Callable[[Any], bool] | None:
-    """Return the test for ``-d``, or None for all devices."""
-    if not wanted:
-        return None
-    names = [name.strip() for text in wanted for name in text.split(",") if name.strip()]
-    ids: set[int] = set()
-    chips: set[int] = set()
-    for name in names:
-        try:
-            (chips if name.lower().startswith("0x") else ids).add(int(name, 0 if name.lower().startswith("0x") else 10))
-        except ValueError:
-            raise _UsageError(f"argument -d/--device: expected a device id or a 0x asic id, got {name!r}") from None
-
-    def test(device: Any) -> bool:
-        chip = device.get("asic_id")
-        return device.get("device_id") in ids or (chip is not None and int(str(chip), 0) in chips)
-
-    return test
-
-
 def _view(args: argparse.Namespace) -> None:
     """Refuse views that exclude each other.
 
     Raises:
-        _UsageError: two views that cannot stand in one output were asked for.
+        UsageError: two views that cannot stand in one output were asked for.
     """
     asked = [
         name
@@ -166,12 +142,21 @@ def _view(args: argparse.Namespace) -> None:
     ]
     # JSON holds cores, programs and processes anyway, so those only choose what text shows.
     if len(asked) > 1 or (asked and asked != ["--json"] and text):
-        raise _UsageError(f"{' and '.join((asked + text)[:2])} cannot be used together")
+        raise UsageError(f"{' and '.join((asked + text)[:2])} cannot be used together")
     if args.html == "-" and (asked or text):
-        raise _UsageError(f"--html - and {(asked + text)[0]} cannot be used together: both go to stdout")
+        raise UsageError(f"--html - and {(asked + text)[0]} cannot be used together: both go to stdout")
     args.only_html = args.html is not None and not asked and not text
+    if args.cores is not None and args.cores not in METRICS:
+        # The FILE of `--cores FILE` looks like its FIGURE.
+        if args.file is not None or not os.path.exists(args.cores):
+            raise UsageError(f"argument --cores: {args.cores!r} is none of {', '.join(METRICS)}")
+        args.file, args.cores = args.cores, "cb_physical"
+    if args.file is not None and args.watch is not None:
+        raise UsageError("a file does not change: -w is for what is published on this host")
+    if args.at is not None and args.file is None:
+        raise UsageError("--at needs a file")
     if args.format and args.query is None:
-        raise _UsageError("--format needs --query")
+        raise UsageError("--format needs --query")
     if args.query is not None and not args.format:
         args.format = "csv"
 
@@ -199,17 +184,22 @@ def _maps(core: tuple[int, int], snapshots: Sequence[Any], devices: Sequence[Any
     """Return the address map of a core of every device.
 
     Raises:
-        _UsageError: no device has such a core.
+        UsageError: no device has such a core.
     """
     boxes = [grid_of(device) for device in devices]
     inside = [box is None or (box[0] <= core[0] <= box[2] and box[1] <= core[1] <= box[3]) for box in boxes]
     if not any(inside):
         grids = ", ".join(sorted({grid_text(device) for device in devices}))
-        raise _UsageError(f"argument --map: core {core[0]},{core[1]} is outside the grid ({grids})")
-    return "\n".join(
-        render_map(device, core, snapshot.core_map(*core) if there else None, screen)
-        for snapshot, device, there in zip(snapshots, devices, inside, strict=True)
-    )
+        raise UsageError(f"argument --map: core {core[0]},{core[1]} is outside the grid ({grids})")
+    maps = []
+    for snapshot, device, there in zip(snapshots, devices, inside, strict=True):
+        if not there:
+            maps.append(render_map(device, core, None, screen))
+            continue
+        holders = Holders(device, None if "buffers" in device else snapshot.buffers())
+        details = holders.details(*core, snapshot.core_map(*core))
+        maps.append(render_map(device, core, details, screen, holdings=holders.on(*core)))
+    return "\n".join(maps)
 
 
 class _Dump:
@@ -217,9 +207,12 @@ class _Dump:
 
     def __init__(self, args: argparse.Namespace) -> None:
         self.args = args
-        self.keep = _selected(args.device)
+        self.keep = device_filter(args.device) if args.device else None
         self.header, self.units = fields.parse_format(args.format) if args.format else (True, True)
         self.page = None if args.html is None else PageFile(args.html)
+        self.host: str | None = None
+        self.timeline: Any = None
+        """Of a file; the page makes its own while this host is watched."""
         self.first = True
         self.told: set[str] = set()
         self.messages: list[str] | None = None
@@ -244,15 +237,20 @@ class _Dump:
         args = self.args
         if self.page is not None:
             try:
-                self.said(self.page.write(snapshots, devices, now_ns))
+                self.said(self.page.write(snapshots, devices, now_ns, host=self.host, timeline=self.timeline))
             except OSError as error:
-                raise _UsageError(f"--html {args.html}: {error.strerror}: choose a file that can be written") from error
+                raise UsageError(f"--html {args.html}: {error.strerror}: choose a file that can be written") from error
             if args.only_html:
                 return ""
         if args.json:
-            from ttmem.snapshot import whole  # so that --help costs nothing
+            from ttmem.dumps import buffers_of  # so that --help costs nothing
+            from ttmem.snapshot import whole
 
-            return json.dumps(whole(list(devices), taken_ns=now_ns), indent=2 if args.watch is None else None) + "\n"
+            full = [{**buffers_of(snapshot), **device} for snapshot, device in zip(snapshots, devices, strict=True)]
+            told = whole(full, taken_ns=now_ns)
+            if self.host is not None:
+                told["host"] = self.host
+            return json.dumps(told, indent=2 if args.watch is None else None) + "\n"
         header = self.header and self.first
         if args.csv:
             return fields.render_csv(devices, header=header) if devices else ""
@@ -263,22 +261,38 @@ class _Dump:
             return render_list(devices)
         return _text(args, snapshots, devices, screen, now_ns) if devices else ""
 
+    def read(self) -> Any:
+        """Return a reading of this host, or the moment of the file that was asked for.
+
+        Raises:
+            TtmemError: nothing can be read.
+        """
+        if self.args.file is None:
+            from ttmem.reader import read_host  # so that --help costs nothing
+
+            return read_host(source=self.args.source)
+        from ttmem.cli.moments import read_moment
+
+        moment = read_moment(self.args.file, self.args.at or "fullest", self.keep, timeline=self.args.html is not None)
+        self.host, self.timeline = moment.host, moment.timeline
+        self.said(moment.sentence)
+        return moment
+
     def run(self, screen: Screen) -> tuple[str, int]:
         """Read everything once; return the text and the exit code.
 
         Raises:
-            _UsageError: a field or a condition does not exist.
+            UsageError: a field or a condition does not exist.
         """
-        from ttmem.reader import read_host  # so that --help costs nothing
-
         args = self.args
         now_ns = time.time_ns()
         try:
-            reading = read_host(source=args.source)
+            reading = self.read()
         except (TtmemError, OSError) as error:
             # --json promises the object, whatever happens to what it is read from.
             self.tell(str(error))
-            return self.render((), (), now_ns, screen), EXIT_UNREADABLE
+            missing = args.file is not None and not os.path.exists(args.file)
+            return self.render((), (), now_ns, screen), EXIT_NOTHING if missing else EXIT_UNREADABLE
         pairs = [(snapshot, snapshot.to_dict()) for snapshot in reading.devices]
         every = [device for _, device in pairs]
         now_ns = reading.taken_ns
@@ -289,7 +303,7 @@ class _Dump:
             conditions = [fields.parse_condition(text, devices) for text in args.fail_if or ()]
             text = self.render(snapshots, devices, now_ns, screen)
         except ValueError as error:
-            raise _UsageError(str(error)) from error
+            raise UsageError(str(error)) from error
         for problem in reading.problems:
             self.tell(problem)
         self.first = False
@@ -312,6 +326,9 @@ class _Dump:
         if every:
             there = ", ".join(str(device.get("device_id")) for device in every)
             self.tell(f"no such device: {', '.join(self.args.device)}; there is {there}")
+            return EXIT_NOTHING
+        if self.args.file is not None:
+            self.tell(f"{self.args.file}: no device at that moment")
             return EXIT_NOTHING
         if reading.found:
             self.tell(f"{reading.found} file(s) found, none of them readable")
@@ -377,16 +394,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         try:
             dump = _Dump(args)
             if args.query is not None and not args.query.strip(", "):
-                raise _UsageError("--query needs a field; --help-query lists them")
+                raise UsageError("--query needs a field; --help-query lists them")
         except ValueError as error:
-            raise _UsageError(str(error)) from error
+            raise UsageError(str(error)) from error
         if args.watch is not None:
             code = _watch(dump, args.watch, args.no_color)
         else:
             text, code = dump.run(screen_of(sys.stdout, no_color=args.no_color))
             _write(text)
         return code
-    except _UsageError as error:
+    except UsageError as error:
         parser.print_usage(sys.stderr)
         print(f"ttmem-dump: error: {error}", file=sys.stderr)
         return EXIT_USAGE

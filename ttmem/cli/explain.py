@@ -1,9 +1,10 @@
 """Tell how far the circular buffers of each program are from the lowest L1 buffer, and explain every clash.
 
-SOURCE is a graph capture or report (each dispatch is judged at its moment), a dump of ttmem-dump --json, or - for
-stdin; without it the devices of this host are judged as they are now. What is piped in may also be a log: TT-Metal's
-own error texts in it (clash with L1 buffers, beyond max L1 size, out of memory, ...) are found and explained, with the
-dump that is named as second SOURCE, else with the devices of this host.
+SOURCE is a graph capture or report (each dispatch is judged at its moment), a dump of ttmem-dump --json, a recording
+(its last moment, or --at), or - for stdin; without it the devices of this host are judged as they are now. What is
+piped in may also be a log: TT-Metal's own error texts in it (clash with L1 buffers, beyond max L1 size, out of memory,
+...) are found and explained, with the dump or recording that is named as second SOURCE, else with the devices of this
+host.
 """
 
 from __future__ import annotations
@@ -16,15 +17,16 @@ from typing import Any
 
 from ttmem.clash import Finding, judge_capture, judge_device, live_buffers
 from ttmem.cli import EXIT_CONDITION, EXIT_DONE
-from ttmem.cli.dump import screen_of
+from ttmem.cli.screens import screen_of
 from ttmem.cli.sources import (
     NothingError,
-    UnreadableError,
     UsageError,
+    add_at,
     add_geometry,
     geometry_of,
     live_devices,
     piped_stdin,
+    recorded_moment,
     run,
     select_devices,
     write,
@@ -55,11 +57,12 @@ def build_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("source", nargs="*", metavar="SOURCE", help="a capture, a dump, or - for stdin")
+    add("source", nargs="*", metavar="SOURCE", help="a capture, a dump, a recording, or - for stdin")
     add("-d", "--device", action="append", metavar="N", help="only these devices: ids or 0x asic ids, comma-separated")
     add("--json", action="store_true", help="clashes and programs as JSON")
     add("--all", action="store_true", help="list all programs, not only those with the least room")
     add("--no-color", action="store_true", help="plain text; so does NO_COLOR")
+    add_at(parser)
     add_geometry(parser)
     return parser
 
@@ -67,7 +70,11 @@ def build_parser() -> argparse.ArgumentParser:
 def _at_hand(paths: Sequence[str], wanted: Sequence[str] | None, tell: Tell) -> Dump:
     """Return the devices that an error text is explained with; none is fine."""
     if paths:
-        dump = read_dump(paths[0])
+        dump = (
+            recorded_moment(paths[0], None, buffers=True)
+            if kind_of_file(paths[0]) == "recording"
+            else read_dump(paths[0])
+        )
         return Dump(select_devices(dump, wanted), dump.taken_ns, dump.host)
     try:
         dump = read_live()
@@ -80,12 +87,13 @@ def _at_hand(paths: Sequence[str], wanted: Sequence[str] | None, tell: Tell) -> 
 def _texts(errors: Sequence[Thrown], dump: Dump, args: argparse.Namespace) -> int:
     """Print what was thrown, explained."""
     given = geometry_of(args).l1_cb_base
-    base, buffers = given, ()
+    base, buffers, device = given, (), None
     # With several devices it is not known which of them threw.
     if len(dump.devices) == 1:
-        base = cb_base_of(dump.devices[0]) if given is None else given
-        buffers = tuple(live_buffers(dump.devices[0].get("buffers") or ()))  # type: ignore[assignment]
-    explained = [(error, explain(error, base=base, buffers=buffers)) for error in errors]
+        (device,) = dump.devices
+        base = cb_base_of(device) if given is None else given
+        buffers = tuple(live_buffers(device.get("buffers") or ()))  # type: ignore[assignment]
+    explained = [(error, explain(error, base=base, buffers=buffers, device=device)) for error in errors]
     clashes = [finding_of(error, buffers) for error in errors if error.kind == "clash"]
     if args.json:
         whole = {
@@ -167,7 +175,10 @@ def _body(args: argparse.Namespace, tell: Tell) -> int:
     elif kind_of_file(sources[0]) == "dump":
         findings = _judge(Dump(select_devices(read_dump(sources[0]), args.device)), tell)
     else:
-        raise UnreadableError(f"{sources[0]} is a recording: replay it with --hold and explain the device")
+        dump = recorded_moment(sources[0], args.at)
+        if not any("buffers" in device for device in dump.devices):
+            tell("the live buffers of this moment are not recorded: those that clash cannot be named")
+        findings = _judge(Dump(select_devices(dump, args.device)), tell)
     return _show(findings, args)
 
 

@@ -55,6 +55,13 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add("--per-core", action="store_true", help="also the figures of each core: about 1000 series for a chip")
     add("--per-process", action="store_true", help="also the figures of each process")
+    add(
+        "--compat",
+        action="append",
+        choices=("tenstorrent", "tt-mgmt"),
+        default=[],
+        help="also the names that tt-exporter (tenstorrent_*) or tt-mgmtd (tt_*) use, for dashboards made for them",
+    )
     add("--once", action="store_true", help="print the metrics once and end")
     add("--json", action="store_true", help="print the object of ttmem-dump --json once and end")
     add("--source", choices=("auto", "ttmem", "tt-metal"), default="auto", help="who published it (default auto)")
@@ -205,6 +212,10 @@ def _serve(args: argparse.Namespace, source: Any, registry: Any) -> int:
     return EXIT_DONE
 
 
+def _wanted(args: argparse.Namespace) -> dict[str, Any]:
+    return {"per_core": args.per_core, "per_process": args.per_process, "compat": args.compat}
+
+
 def _once(args: argparse.Namespace, source: Any) -> int:
     from prometheus_client import generate_latest
 
@@ -217,7 +228,7 @@ def _once(args: argparse.Namespace, source: Any) -> int:
         for problem in reading.problems:
             _tell(problem)
     else:
-        collector = DeviceCollector(lambda: reading, per_core=args.per_core, per_process=args.per_process, tell=_tell)
+        collector = DeviceCollector(lambda: reading, **_wanted(args), tell=_tell)
         text = generate_latest(registry_of(collector)).decode()
     sys.stdout.write(text)
     sys.stdout.flush()
@@ -246,7 +257,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if args.once or args.json:
             return _once(args, source)
-        collector = DeviceCollector(source.read, per_core=args.per_core, per_process=args.per_process, tell=_Teller())
+        collector = DeviceCollector(source.read, **_wanted(args), tell=_Teller())
         return _serve(args, source, registry_of(collector))
     except BrokenPipeError:
         # The reader (head, grep -q) has what it wants. Python would complain at exit about what is still buffered.

@@ -1,9 +1,13 @@
-"""Tell whether circular buffers that do not exist yet would fit, and how large each may be.
+"""Tell whether circular buffers that do not exist yet would fit, and how large each may be; or size the regions set aside.
 
 --cb is TILESxTILE_BYTES[xBUFFERS]: 8x2048x2 holds 8 tiles of 2048 bytes, double buffered, 32768 bytes on each core. A
 plain size such as 64KiB will do, and @CORES behind either puts that one elsewhere. They are placed in the order given,
 as one program. What they may take is --l1, the bytes of each core that CBs and L1 buffers share, or that of a device:
-live (-d N), in a dump, or in a capture, where the moment counts at which its L1 buffers reached lowest.
+live (-d N), in a dump, at a moment of a recording, or in a capture, where the moment counts at which its L1 buffers
+reached lowest.
+
+--suggest tells instead what l1_small_size and trace_region_size would do for what ran: the peak of a device, live, in a
+dump or a recording, or of a capture, with a margin and rounded up.
 """
 
 from __future__ import annotations
@@ -16,25 +20,29 @@ from typing import Any
 
 from ttmem.clash import judge_capture
 from ttmem.cli import EXIT_CONDITION, EXIT_DONE
-from ttmem.cli.dump import screen_of
+from ttmem.cli.screens import screen_of
 from ttmem.cli.sources import (
     NothingError,
-    UnreadableError,
     UsageError,
+    add_at,
     add_geometry,
     geometry_of,
     live_devices,
+    recorded_moment,
     run,
     select_devices,
+    sizes_of_capture,
     write,
 )
 from ttmem.dumps import Dump, cb_base_of, kind_of_file, read_dump
 from ttmem.errors import InvalidIntervalError
 from ttmem.fit import Room, fit, parse_cb, parse_cores
+from ttmem.fragments import MARGIN, Suggestion, advice_lines, suggest_of_device
 from ttmem.model import DRAM_ALIGNMENT, Geometry
 from ttmem.replay import ASSUMED_CB_BASE
 from ttmem.units import parse_size
 from ttmem.views.fit import render_fit
+from ttmem.views.text import wrap
 
 _EPILOG = """\
 exit codes: 0 it fits; 1 nothing to read, or not enough is known; 2 wrong usage; 3 it does not fit; 4 unreadable
@@ -43,6 +51,7 @@ examples:
   python -m ttmem fit --cb 8x2048x2 --cores 0-0:7-7 --l1 1.3MiB
   python -m ttmem fit --cb 8x2048x2 --cb 64KiB@0-0:3-3 --cores 0-0:7-7 -d 0
   python -m ttmem fit --cb 8x2048x2 --cores 0-0:7-7 --buffer 512KiB --arch wormhole_b0
+  python -m ttmem fit --suggest -d 0              what to open device 0 with the next time
 """
 Tell = Callable[[str], None]
 
@@ -56,14 +65,17 @@ def build_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("source", nargs="?", metavar="SOURCE", help="a dump or a capture whose device it is")
-    add("--cb", action="append", required=True, metavar="CB", help="TILESxTILE_BYTES[xBUFFERS][@CORES] or SIZE[@CORES]")
+    add("source", nargs="?", metavar="SOURCE", help="a dump, a recording or a capture whose device it is")
+    add("--cb", action="append", metavar="CB", help="TILESxTILE_BYTES[xBUFFERS][@CORES] or SIZE[@CORES]")
     add("--cores", metavar="X-Y:X-Y", help="where they lie, corners inclusive; + joins rectangles")
     add("--l1", metavar="SIZE", help="bytes of each core that CBs and L1 buffers share")
     add("--buffer", action="append", metavar="SIZE", help="an L1 buffer to come, bytes on each core; may be repeated")
+    add("--suggest", action="store_true", help="the sizes of the regions set aside, by what was used")
+    add("--margin", type=float, default=100 * MARGIN, metavar="PERCENT", help="of --suggest, on top (default 10)")
     add("-d", "--device", action="append", metavar="N", help="these devices: ids or 0x asic ids, comma-separated")
     add("--json", action="store_true", help="the answer as JSON")
     add("--no-color", action="store_true", help="plain text; so does NO_COLOR")
+    add_at(parser)
     add_geometry(parser)
     return parser
 
@@ -155,7 +167,8 @@ def _rooms(args: argparse.Namespace, tell: Tell) -> list[Room]:
     if args.source is not None:
         kind = kind_of_file(args.source)
         if kind == "recording":
-            raise UnreadableError(f"{args.source} is a recording: replay it with --hold and ask with -d")
+            devices = select_devices(recorded_moment(args.source, args.at), args.device)
+            return [_of_device(device, given, shared) for device in devices]
         if kind == "capture":
             rooms = _of_capture(args.source, given, shared, tell)
             wanted = {name.strip() for item in args.device or () for name in item.split(",")}
@@ -171,7 +184,43 @@ def _rooms(args: argparse.Namespace, tell: Tell) -> list[Room]:
     return [_of_device(device, given, shared) for device in dump.devices]
 
 
+def _suggest(args: argparse.Namespace, tell: Tell) -> int:
+    """Tell what the regions set aside would have needed."""
+    if args.cb or args.cores or args.l1 or args.buffer:
+        raise UsageError("--suggest goes without --cb, --cores, --l1 and --buffer")
+    if not 0 <= args.margin <= 1000:
+        raise UsageError(f"argument --margin: expected 0 to 1000 percent, got {args.margin}")
+    kind = None if args.source is None else kind_of_file(args.source)
+    found: dict[Any, list[Suggestion]]
+    if kind == "capture":
+        found = dict(sizes_of_capture(args.source))
+        if not found:
+            tell(f"{args.source} has neither L1_SMALL nor TRACE buffers: 0 is enough for both")
+    else:
+        if kind is None:
+            dump = live_devices(args.device, tell, buffers=False)
+        else:
+            dump = recorded_moment(args.source, args.at) if kind == "recording" else read_dump(args.source)
+        found = {device.get("device_id"): suggest_of_device(device) for device in select_devices(dump, args.device)}
+        for device_id in [device_id for device_id, sizes in found.items() if not sizes]:
+            tell(f"device {device_id} tells no peak of L1_SMALL or traces (TT-Metal's own regions do not)")
+    margin = args.margin / 100
+    if args.json:
+        rows = [{"device_id": i, "suggestions": [size.to_dict(margin) for size in sizes]} for i, sizes in found.items()]
+        write(json.dumps({"devices": rows}, indent=2) + "\n")
+    else:
+        screen = screen_of(sys.stdout, no_color=args.no_color)
+        for device_id, sizes in found.items():
+            lines = [wrap(text, screen, first="  ", rest="    ") for text in advice_lines(sizes, margin)]
+            write("".join(f"{line}\n" for line in (f"Device {device_id}:", *(part for one in lines for part in one))))
+    return EXIT_DONE
+
+
 def _body(args: argparse.Namespace, tell: Tell) -> int:
+    if args.suggest:
+        return _suggest(args, tell)
+    if not args.cb:
+        raise UsageError("--cb is needed: what should fit; or --suggest")
     try:
         cores = None if args.cores is None else parse_cores(args.cores)
         specs = [parse_cb(text, cores) for text in args.cb]

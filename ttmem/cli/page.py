@@ -12,10 +12,6 @@ from typing import Any
 
 from ttmem.units import format_bytes
 
-_MOMENTS_MAX = 4096
-"""Moments that are kept while watching; beyond it every second one goes."""
-_KEPT = ("device_id", "asic_id", "memory", "l1_accounting")
-
 
 def core_details(snapshot: Any, device: Any) -> dict[tuple[int, int], Any] | None:
     """Return the address ranges of each core, or None where the source tells no cores."""
@@ -32,27 +28,42 @@ class PageFile:
 
     def __init__(self, path: str) -> None:
         self.path = path
-        self._moments: list[dict[str, Any]] = []
+        self._timeline: Any = None
 
-    def write(self, snapshots: Sequence[Any], devices: Sequence[Any], taken_ns: int) -> str:
+    def write(
+        self,
+        snapshots: Sequence[Any],
+        devices: Sequence[Any],
+        taken_ns: int,
+        *,
+        host: str | None = None,
+        timeline: Any = None,
+    ) -> str:
         """Write the page; return a sentence on it, empty if it went to stdout.
+
+        Args:
+            snapshots: of the devices.
+            devices: their objects of the JSON; one that holds its ``buffers`` is believed.
+            taken_ns: CLOCK_REALTIME of the moment.
+            host: where it was taken; None is here.
+            timeline: a :class:`ttmem.views.timeline.Timeline`; None is of the moments that were written so far.
 
         Raises:
             OSError: it cannot be written.
         """
         from ttmem.views.html import render_html  # so that other commands need no jinja2
+        from ttmem.views.timeline import Timeline
 
-        kept = [{key: device.get(key) for key in _KEPT} for device in devices]
-        self._moments.append({"taken_ns": taken_ns, "devices": kept})
-        if len(self._moments) > _MOMENTS_MAX:
-            del self._moments[1::2]
+        if timeline is None:
+            timeline = self._timeline = self._timeline or Timeline()
+            timeline.add(taken_ns, devices)
         text = render_html(
             devices,
             taken_ns=taken_ns,
-            host=socket.gethostname(),
+            host=host or socket.gethostname(),
             core_details=[core_details(s, d) for s, d in zip(snapshots, devices, strict=True)],
-            buffers=[s.buffers() for s in snapshots],
-            timeline=self._moments if len(self._moments) > 1 else None,
+            buffers=[d["buffers"] if "buffers" in d else s.buffers() for s, d in zip(snapshots, devices, strict=True)],
+            timeline=timeline,
         )
         data = text.encode()
         if self.path == "-":

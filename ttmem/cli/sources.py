@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import select
 import stat
@@ -11,8 +12,11 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ttmem.cli import EXIT_DONE, EXIT_NOTHING, EXIT_UNREADABLE, EXIT_USAGE
+from ttmem.cli.selection import UsageError as UsageError
+from ttmem.cli.selection import device_filter as device_filter
 from ttmem.dumps import Dump, read_live
 from ttmem.errors import TtmemError
+from ttmem.fragments import RegionWatch, Suggestion, suggest_of_capture
 from ttmem.model import Geometry
 from ttmem.units import parse_size
 from ttmem.views.text import clean
@@ -21,38 +25,12 @@ STDIN_WAIT_SECONDS = 5.0
 """How long a pipe on stdin that nobody asked for may stay silent before it is taken for nothing."""
 
 
-class UsageError(Exception):
-    """The command line asks for something that is not possible."""
-
-
 class NothingError(Exception):
     """There was nothing to read."""
 
 
 class UnreadableError(Exception):
     """There were files, and none was readable."""
-
-
-def device_filter(wanted: Sequence[str] | None) -> Callable[[Mapping[str, Any]], bool]:
-    """Return the test for ``-d``: ids or 0x asic ids, comma-separated.
-
-    Raises:
-        UsageError: a name is neither.
-    """
-    ids: set[int] = set()
-    chips: set[int] = set()
-    for name in (part.strip() for text in wanted or () for part in text.split(",")):
-        is_chip = name.lower().startswith("0x")
-        try:
-            (chips if is_chip else ids).add(int(name, 16 if is_chip else 10))
-        except ValueError:
-            raise UsageError(f"argument -d/--device: expected a device id or a 0x asic id, got {name!r}") from None
-
-    def test(device: Mapping[str, Any]) -> bool:
-        chip = device.get("asic_id")
-        return not wanted or device.get("device_id") in ids or (chip is not None and int(str(chip), 0) in chips)
-
-    return test
 
 
 def select_devices(dump: Dump, wanted: Sequence[str] | None) -> list[dict[str, Any]]:
@@ -91,6 +69,73 @@ def live_devices(wanted: Sequence[str] | None, tell: Callable[[str], None], *, b
     for problem in dump.problems:
         tell(problem)
     return Dump(selected, dump.taken_ns, dump.host)
+
+
+def recorded_moment(path: str, at: float | None, *, buffers: bool = False) -> Dump:
+    """Return one moment of a recording.
+
+    Args:
+        path: the recording.
+        at: seconds after its first moment, negative before its last; None is the last.
+        buffers: whether to go back to a moment that holds live buffers, which only key frames do.
+
+    Raises:
+        NothingError: it holds no moment.
+        TtmemError: it is no recording that can be read.
+    """
+    from ttmem.recording import open_recording
+
+    with open_recording(path) as recording:
+        if not len(recording):
+            raise NothingError(f"{path} is a recording without any moment in it")
+        index = len(recording) - 1
+        if at is not None:
+            times = recording.times_ns
+            index = recording.seek(round((times[0] if at >= 0 else times[-1]) + at * 1e9))
+        dump = recording[index]
+        while buffers and index and not any("buffers" in device for device in dump.devices):
+            index -= 1
+            dump = recording[index]
+        return dump
+
+
+def sizes_of_capture(path: str) -> dict[int, list[Suggestion]]:
+    """Return what a capture says of the sizes of the regions set aside, by chip.
+
+    Raises:
+        CaptureError: it cannot be read.
+    """
+    from ttmem.capture import CaptureReader
+    from ttmem.interpreter import CaptureInterpreter
+
+    watch = RegionWatch()
+    interpreter = CaptureInterpreter(watch)
+    for node in CaptureReader(path).nodes():
+        interpreter.feed(node)
+    interpreter.finish()
+    return suggest_of_capture(watch)
+
+
+def add_at(parser: argparse.ArgumentParser) -> None:
+    """Add the option that chooses a moment of a recording."""
+    parser.add_argument(
+        "--at",
+        type=_moment,
+        metavar="MOMENT",
+        help="of a recording: first, last (default), or seconds after the first, negative before the last",
+    )
+
+
+def _moment(text: str) -> float | None:
+    if text in ("first", "last"):
+        return 0.0 if text == "first" else None
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not math.isfinite(seconds):
+        raise argparse.ArgumentTypeError(f"expected first, last or seconds, got {text!r}")
+    return seconds
 
 
 def piped_stdin() -> bool:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from ttmem._version import __version__
 from ttmem.cli import EXIT_DONE, EXIT_NOTHING, EXIT_USAGE, seconds_between
+from ttmem.cli.selection import UsageError, device_filter
 from ttmem.errors import TtmemError
 
 _INTERVAL = 0.1
@@ -54,12 +55,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return int(stop.code or 0) if not isinstance(stop.code, str) else EXIT_USAGE
     keep = None
     if args.device:
-        # The text views come in with it, which a start without it does not need.
-        from ttmem.cli.dump import _selected, _UsageError
-
         try:
-            keep = _selected(args.device)
-        except _UsageError as error:
+            keep = device_filter(args.device)
+        except UsageError as error:
             parser.print_usage(sys.stderr)
             print(f"ttmem-top: error: {error}", file=sys.stderr)
             return EXIT_USAGE
@@ -73,8 +71,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not color:
         os.environ["NO_COLOR"] = "1"
     # Only now, so that --help and mistakes cost nothing.
+    from ttmem.moments import open_frames
     from ttmem.top.model import Model
-    from ttmem.top.source import LiveSource, ReplaySource, Sampler, Source, open_frames
+    from ttmem.top.source import LiveSource, ReplaySource, Sampler, Source
 
     player = None
     source: Source

@@ -25,7 +25,7 @@ PAGES = ("overview", "device", "programs", "processes", "notes")
 _TABLES = {"programs": table.PROGRAMS, "processes": table.PROCESSES}
 _HINTS = {
     "overview": "Enter open  +/- time  s scale  a/f/c charts",
-    "device": "arrows core  m figure  Enter map  n/p device  s scale",
+    "device": "arrows core  m figure  Enter map  n/p device",
     "programs": ",/. sort  i invert  / filter  d this device",
     "processes": ",/. sort  i invert  / filter  d this device",
     "notes": "Up/Down scroll",
@@ -221,9 +221,12 @@ class TopApp(App[int]):
             right = [(clean(self.sampler.error), "alarm")]
         elif self.player is not None:
             frame, frames = self.player.position
+            clock = "" if self.view is None else time.strftime(" %H:%M:%S", time.localtime(self.view.taken_ns / 1e9))
+            if screen.width < at + len(f" STOPPED frame {frames}/{frames}{clock}"):
+                clock = ""
             wide = screen.width >= at + len(f" STOPPED frame {frames}/{frames}")
             stopped = "" if self.player.playing else "STOPPED " if wide else "STOP "
-            right = [(stopped, "warn"), (f"{'frame ' if wide else ''}{frame}/{frames}", "")]
+            right = [(stopped, "warn"), (f"{'frame ' if wide else ''}{frame}/{frames}", ""), (clock, "dim")]
         elif self.view is not None:
             count = len(self.view.devices)
             clock = time.strftime("%H:%M:%S", time.localtime(self.view.taken_ns / 1e9))
@@ -242,7 +245,7 @@ class TopApp(App[int]):
                 ("  Enter keeps, Esc clears", "dim"),
             ]
         hint = _HINTS["help" if self.helping else self.page]
-        always = "Space play  [ ] step  " if self.player is not None else "Space pause  "
+        always = "Space play  [ ] { } step  " if self.player is not None else "Space pause  "
         return [(f"{always}h help  q quit", "bold"), ("  " + hint, "dim")]
 
     # Keys
@@ -300,6 +303,8 @@ class TopApp(App[int]):
             "p": lambda: self._select(self.index - 1),
             "[": lambda: self._step(-1),
             "]": lambda: self._step(1),
+            "{": lambda: self._step(-self._stride()),
+            "}": lambda: self._step(self._stride()),
         }
         if name in "12345" and len(name) == 1:
             self.go(PAGES[int(name) - 1])
@@ -353,6 +358,10 @@ class TopApp(App[int]):
             if self.sampler is not None:
                 self.sampler.hurry()
 
+    def _stride(self) -> int:
+        """How many frames a large step of a replay takes: a twentieth of it."""
+        return 0 if self.player is None else max(2, self.player.position[1] // 20)
+
     def _select(self, index: int) -> None:
         devices = self.view.devices if self.view else []
         if devices:
@@ -386,16 +395,20 @@ class TopApp(App[int]):
             at = names.index(self.core.metric) + (1 if name == "m" else -1)
             self.core = replace(self.core, metric=names[at % len(names)])
         elif name == "enter":
-            self.core = replace(self.core, whole=not self.core.whole)
+            self.core = replace(self.core, whole=not self.core.whole, scroll=0)
         elif name == "s":
             self.core = replace(self.core, capacity_scale=not self.core.capacity_scale)
+        elif name in ("pageup", "pagedown") and self.core.whole:
+            last = corepage.table_length(self.device, self.core) - 1 if self.device is not None else 0
+            scroll = min(last, self.core.scroll + (10 if name == "pagedown" else -10))
+            self.core = replace(self.core, scroll=max(0, scroll))
         elif name in ("pageup", "pagedown"):
             self._select(self.index + (1 if name == "pagedown" else -1))
         elif name in ("home", "end") and box is not None:
             self._select_core(box[:2] if name == "home" else box[2:])
 
     def _select_core(self, core: tuple[int, int]) -> None:
-        self.core = replace(self.core, selected=core)
+        self.core = replace(self.core, selected=core, scroll=0)
 
     def _act_table(self, name: str) -> None:
         options = self.tables[self.page]

@@ -9,26 +9,16 @@ from typing import Any
 from ttmem.top.model import Shown
 from ttmem.top.overview import state_pieces
 from ttmem.units import NOT_AVAILABLE, format_bytes
-from ttmem.views.cores import (
-    _ASCII_SHADES,
-    _RAMP,
-    _UNICODE_SHADES,
-    CoreLayout,
-    _heat,
-    _scale,
-    _short,
-    _step,
-    cores_of,
-    grid_of,
-    layout_of,
-    map_lines,
-)
+from ttmem.views.address import address_map, holding_lines
+from ttmem.views.cores import CoreLayout, cores_of, grid_of, layout_of
 from ttmem.views.dump import grid_text
+from ttmem.views.heat import RAMP, heat_style, scale_of, shades, short_size, step_of
 from ttmem.views.text import Line, Piece, Screen, cell_width, clean, pad
 
 METRICS = {
     "cb_physical": ("cb_physical_bytes", "physical CB"),
     "cb_resident": ("cb_resident_bytes", "resident CB"),
+    "cb_peak": ("cb_peak_bytes", "peak CB"),
     "l1_used": ("l1_used_bytes", "L1 buffers"),
     "headroom": ("headroom_bytes", "headroom"),
     "fragmentation": ("", "fragmentation"),
@@ -49,6 +39,7 @@ class CoreOptions:
         metric: one of :data:`METRICS`.
         selected: the core whose address map is shown.
         whole: whether the address map has the page to itself.
+        scroll: rows of the address map's table above the first shown, when it has the page to itself.
         capacity_scale: whether colours end at the room of a core; else at the largest value. Headroom always ends at
             the room.
     """
@@ -56,6 +47,7 @@ class CoreOptions:
     metric: str = "cb_physical"
     selected: tuple[int, int] = (0, 0)
     whole: bool = False
+    scroll: int = 0
     capacity_scale: bool = True
 
 
@@ -132,7 +124,7 @@ def format_value(metric: str, value: int | None) -> str:
 def _cell_text(metric: str, value: int | None) -> str:
     if value is not None and metric == "fragmentation":
         return f"{value / 10:.0f}%"
-    return _short(value, 1024)
+    return short_size(value, 1024)
 
 
 def _cell_style(metric: str, value: int | None, scale: int) -> str:
@@ -140,18 +132,18 @@ def _cell_style(metric: str, value: int | None, scale: int) -> str:
         return "dim"
     if metric == "headroom":
         # What is short of headroom burns: the scale runs the other way.
-        return "alarm" if value < 0 else _heat(_RAMP[_step(scale - value, scale, len(_RAMP))])
-    return _heat(_RAMP[_step(value, scale, len(_RAMP))])
+        return "alarm" if value < 0 else heat_style(RAMP[step_of(scale - value, scale, len(RAMP))])
+    return heat_style(RAMP[step_of(value, scale, len(RAMP))])
 
 
 def _shade(metric: str, value: int | None, scale: int, screen: Screen) -> str:
     """Return a character that stands for a colour."""
-    shades = _UNICODE_SHADES if screen.unicode else _ASCII_SHADES
+    marks = shades(screen)
     if value is None:
         return " "
     if metric == "headroom":
-        return "!" if value < 0 else shades[_step(scale - value, scale, len(shades))]
-    return shades[_step(value, scale, len(shades))]
+        return "!" if value < 0 else marks[step_of(scale - value, scale, len(marks))]
+    return marks[step_of(value, scale, len(marks))]
 
 
 def _marked(text: str, width: int) -> str:
@@ -173,7 +165,7 @@ def heat_lines(shown: Shown, options: CoreOptions, screen: Screen) -> tuple[list
     if options.metric == "fragmentation":
         scale = 1000
     else:
-        scale, _ = _scale(device, known)
+        scale, _ = scale_of(device, known)
         if not options.capacity_scale and options.metric != "headroom":
             scale = max([1, *known])
     x0, y0, x1, y1 = box
@@ -235,6 +227,7 @@ def selected_line(shown: Shown, options: CoreOptions, screen: Screen) -> Line:
         ("headroom", core.get("headroom_bytes")),
         ("fragmented", share),
         ("resident", core.get("cb_resident_bytes")),
+        ("peak", core.get("cb_peak_bytes")),
         ("logical", core.get("cb_logical_bytes")),
     )
     for title, value in figures:
@@ -247,14 +240,47 @@ def selected_line(shown: Shown, options: CoreOptions, screen: Screen) -> Line:
 
 
 def address_lines(shown: Shown, options: CoreOptions, screen: Screen, height: int) -> list[Line]:
-    """Return the address map of the selected core in ``height`` lines."""
+    """Return the address map of the selected core in at most ``height`` lines.
+
+    Where not all rows of its table fit, those that say least go, and how many is said; with the page to itself the
+    table scrolls.
+    """
     x, y = options.selected
-    ranges = shown.core_ranges(x, y)
-    if ranges is None:
+    ranges = shown.holders.details(x, y, shown.snapshot.core_map(x, y))
+    if ranges["cb_ranges"] is None and ranges["l1_ranges"] is None:
         return [[(f"address map {NOT_AVAILABLE}: the source does not tell what lies where on a core", "dim")]]
-    rows = max(2, min(8, height // 3))
-    lines = map_lines(shown.full, options.selected, ranges, screen, rows=rows)
-    return list(lines)[:height]
+    made = address_map(shown.full, options.selected, ranges, screen, rows=max(2, min(8, height // 3)))
+    if isinstance(made, str):
+        return [[(made.strip(), "dim")]]
+    # The core and its headroom stand above already.
+    drawing = [list(line) for line in made.drawing]
+    index = next((i for i, line in enumerate(drawing) if line[-1][0].startswith("end of")), -1)
+    drawing[index].append((f"; a cell is {format_bytes(made.cell)}", "dim"))
+    space = height - len(drawing)
+    rows = [line for _, line in made.rows]
+    if space > len(rows):
+        gap: list[Line] = [[("", "")]] if space > len(rows) + 1 else []
+        lines = [*drawing, *gap, made.head, *rows]
+        programs = holding_lines(shown.holders.on(x, y), screen, limit=height - len(lines) - 1)
+        return [*lines, *([[("", "")], *programs] if programs else [])]
+    if options.whole:
+        first = max(0, min(options.scroll, len(rows) - (space - 2)))
+        shown_rows = rows[first : first + space - 2]
+        above, below = first, len(rows) - first - len(shown_rows)
+        return [*drawing, made.head, *shown_rows, [(f"  {above} more above, {below} more below", "dim")]]
+    kept = sorted(sorted(range(len(rows)), key=lambda i: made.rows[i][0])[: max(0, space - 1)])
+    more = len(rows) - len(kept)
+    lines = [*drawing, *(rows[i] for i in kept)]
+    if more:
+        lines.append([(f"  {more} more: Enter shows all", "dim")])
+    return lines[:height]
+
+
+def table_length(shown: Shown, options: CoreOptions) -> int:
+    """Return how many rows the table of the selected core's address map has."""
+    told = shown.snapshot.core_map(*options.selected)
+    made = address_map(shown.full, options.selected, shown.holders.details(*options.selected, told), Screen())
+    return 0 if isinstance(made, str) else len(made.rows)
 
 
 def device_lines(shown: Shown, options: CoreOptions, screen: Screen) -> tuple[list[Line], HeatGeometry | None]:

@@ -36,7 +36,7 @@ KEYS = (
         (
             ("arrows, mouse", "select a core"),
             ("m M", "next or previous figure of the heat map"),
-            ("Enter", "address map on the whole page"),
+            ("Enter", "address map on the whole page; PgUp PgDn scroll it"),
             ("s", "colours: to the room of a core, or to the largest"),
         ),
     ),
@@ -50,7 +50,7 @@ KEYS = (
             ("Enter", "open the row's device"),
         ),
     ),
-    ("Replay", (("[ ]", "a frame back or on"), ("Space", "stop, and play"))),
+    ("Replay", (("[ ]", "a frame back or on"), ("{ }", "a twentieth of the file"), ("Space", "stop, and play"))),
 )
 
 MEANINGS = (

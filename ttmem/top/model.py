@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Protocol
 
+from ttmem.views.holders import Holders
+
 BUCKET_NS = 500_000_000
 """The time that one column of a chart stands for at the finest."""
 KEPT_BUCKETS = 1800
@@ -32,6 +34,9 @@ class SnapshotLike(Protocol):
 
     def core_map(self, x: int, y: int) -> dict[str, Any]:
         """Return the address ranges of a core."""
+
+    def buffers(self) -> list[dict[str, Any]]:
+        """Return the live buffers."""
 
 
 class ReadingLike(Protocol):
@@ -133,10 +138,19 @@ class Shown:
         known = column[column > -(2**63)]
         return int(known.min()) if len(known) else None
 
+    @cached_property
+    def holders(self) -> Holders:
+        """The names behind the address ranges."""
+        return Holders(self.full, None if "buffers" in self.full else self.snapshot.buffers())
+
     def core_ranges(self, x: int, y: int) -> dict[str, Any] | None:
         """Return the address ranges of a core, or None where the source does not tell them."""
+        names = ("cb_ranges", "l1_ranges")
         ranges = self.snapshot.core_map(x, y)
-        return None if any(ranges.get(name) is None for name in ("cb_ranges", "l1_ranges")) else ranges
+        if any(ranges.get(name) is None for name in names):
+            # A file tells programs and buffers, of which the ranges are made where all are known.
+            ranges = dict(self.holders.details(x, y, ranges))
+        return None if any(ranges.get(name) is None for name in names) else ranges
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from ttmem.top.chart import area, spark, top_of
 from ttmem.top.model import BUCKET_NS, SERIES, Shown, View
 from ttmem.units import NOT_AVAILABLE, format_bytes
 from ttmem.views.dump import format_age, grid_text, l1_parts, used_l1
-from ttmem.views.notes import get
+from ttmem.views.notes import get, peak_text
 from ttmem.views.tables import program_lines
 from ttmem.views.text import Line, Piece, Screen, cell_width, clean, level, pad, percent, stacked
 
@@ -118,7 +118,8 @@ def _panel(
     """Return one chart with its figures: ``height`` lines of ``width`` columns."""
     device = shown.device
     value, total = get(device, _PATHS[name]), get(device, _TOTALS[name])
-    peak = get(device, "memory.cb.peak_bytes" if name == "cb" else f"memory.{name}.peak_bytes")
+    peak = peak_text(device, name, screen) or f"peak {NOT_AVAILABLE}"
+    peak_ns = get(device, f"memory.{name}.peak_at_ns")
     values = shown.history.series[name].window(end_ns, 2 * width, options.group)
     top = total if options.capacity_scale and total else top_of(values)
     share = percent(value, total)
@@ -132,9 +133,14 @@ def _panel(
         (
             text
             for text in (
-                f"of {format_bytes(total)}, peak {format_bytes(peak)}",
-                f"peak {format_bytes(peak)} /{format_bytes(total)}",
-                f"peak {format_bytes(peak)}",
+                *(
+                    [f"of {format_bytes(total)}, {peak} {format_age(end_ns - peak_ns)} ago"]
+                    if peak_ns is not None
+                    else []
+                ),
+                f"of {format_bytes(total)}, {peak}",
+                f"{peak} /{format_bytes(total)}",
+                peak,
             )
             if len(text) <= width
         ),
@@ -156,7 +162,9 @@ def chart_lines(shown: Shown, view: View, height: int, options: OverviewOptions,
     device = shown.device
     state = clean(device.get("state") or NOT_AVAILABLE)
     updated = get(device, "updated_ns")
-    age = f"changed {format_age(view.taken_ns - updated)} ago" if updated is not None else "never changed"
+    age = (
+        f"changed {format_age(view.taken_ns - updated)} ago" if updated is not None else f"last change {NOT_AVAILABLE}"
+    )
     about = [clean(device.get("arch") or f"arch {NOT_AVAILABLE}"), f"grid {grid_text(device)}"]
     about += [f"asic {clean(device.get('asic_id') or NOT_AVAILABLE)}"] if screen.width >= 100 else []
     about += [f"source {clean(device.get('source'))}"]

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import io
-import json
 import threading
 import time
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any, BinaryIO, Protocol, cast
+from typing import Any, Protocol, cast
 
-from ttmem.errors import CaptureError
+from ttmem.moments import Frames
 from ttmem.top.model import Model, ReadingLike
 
 Keep = Callable[[Any], bool]
@@ -45,19 +42,6 @@ class Player(Protocol):
         """Stop, or play; at the end, play from the beginning."""
 
 
-class Frames(Protocol):
-    """Moments in a file."""
-
-    def __len__(self) -> int:
-        """Return how many there are."""
-
-    def frame(self, index: int) -> dict[str, Any]:
-        """Return one as the JSON object of a dump."""
-
-    def close(self) -> None:
-        """Close the file."""
-
-
 class LiveSource:
     """The devices of this host, read through one Host that stays open.
 
@@ -89,133 +73,6 @@ class LiveSource:
         """Close the segments' files."""
         if self._host is not None:
             self._host.close()
-
-
-class DumpFile:
-    """Frames in a file: objects of ``ttmem-dump --json``, one alone or one on each line.
-
-    Args:
-        path: plain or gzip.
-
-    Raises:
-        CaptureError: there is no such file, or its first frame is none.
-    """
-
-    def __init__(self, path: str) -> None:
-        self._path = path
-        try:
-            data = Path(path)
-            self._file: BinaryIO = data.open("rb")
-            if self._file.read(2) == b"\x1f\x8b":
-                self._file.close()
-                import gzip
-
-                # A gzip file has no way back, so it is held in memory.
-                with gzip.open(path) as packed:
-                    self._file = io.BytesIO(packed.read())
-        except (OSError, EOFError) as error:
-            raise CaptureError(f"{path}: {getattr(error, 'strerror', None) or error}") from error
-        self._offsets = self._index()
-        try:
-            self.frame(0)
-        except CaptureError:
-            self._file.close()
-            raise
-
-    def _index(self) -> list[tuple[int, int]]:
-        """Return where the frames lie: each line that starts one, or the whole file."""
-        self._file.seek(0)
-        first = self._file.readline()
-        try:
-            json.loads(first)
-        except ValueError:
-            return [(0, self._file.seek(0, io.SEEK_END))]
-        found = []
-        self._file.seek(0)
-        at = 0
-        for line in self._file:
-            if line.strip():
-                found.append((at, len(line)))
-            at += len(line)
-        if len(found) > 1:
-            # A watched dump that was interrupted may leave half a line.
-            self._file.seek(found[-1][0])
-            try:
-                json.loads(self._file.read())
-            except ValueError:
-                found.pop()
-        return found
-
-    def __len__(self) -> int:
-        return len(self._offsets)
-
-    def frame(self, index: int) -> dict[str, Any]:
-        """Return one dump.
-
-        Raises:
-            CaptureError: it is none.
-        """
-        offset, length = self._offsets[index]
-        self._file.seek(offset)
-        try:
-            frame = json.loads(self._file.read(length))
-        except ValueError as error:
-            raise CaptureError(f"{self._path}: frame {index + 1} is not JSON: {error}") from error
-        if not isinstance(frame, dict) or not isinstance(frame.get("devices"), list):
-            raise CaptureError(
-                f"{self._path}: frame {index + 1} is not a dump: expected the output of ttmem-dump --json"
-            )
-        return frame
-
-    def close(self) -> None:
-        """Close the file."""
-        self._file.close()
-
-
-class RecordingFile:
-    """Frames of a recording of ``python -m ttmem record``.
-
-    Args:
-        path: the file.
-
-    Raises:
-        CaptureError: it holds no moment.
-    """
-
-    def __init__(self, path: str) -> None:
-        from ttmem.recording import open_recording  # type: ignore[import-not-found,unused-ignore]
-
-        self._recording = open_recording(path)
-        if not len(self._recording):
-            self._recording.close()
-            raise CaptureError(f"{path}: the recording holds no moment yet")
-
-    def __len__(self) -> int:
-        return len(self._recording)
-
-    def frame(self, index: int) -> dict[str, Any]:
-        """Return one moment."""
-        return self._recording.dump(index).to_dict()
-
-    def close(self) -> None:
-        """Close the file."""
-        self._recording.close()
-
-
-def open_frames(path: str) -> Frames:
-    """Return the frames of a file; the one place that knows which kinds of file there are.
-
-    Raises:
-        TtmemError: it cannot be read, or is of no known kind.
-    """
-    from ttmem.dumps import RECORDING_MAGIC
-
-    try:
-        with open(path, "rb") as file:
-            start = file.read(len(RECORDING_MAGIC))
-    except OSError as error:
-        raise CaptureError(f"{path}: {error.strerror}") from error
-    return RecordingFile(path) if start == RECORDING_MAGIC else DumpFile(path)
 
 
 class FrameReading:

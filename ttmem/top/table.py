@@ -50,10 +50,10 @@ PROGRAMS = (
     Column("Dev", "device_id", 4, _text, 0, False),
     Column("CB/core", "cb_bytes_per_core", 10, format_bytes),
     Column("Cores", "num_cores", 6, _text),
-    Column("Count", "count", 7, _text, 1),
+    Column("Count", "count", 6, _text, 1),
     Column("Program", "name", 0, _name, 0, False),
-    Column("CB end", "cb_region_end", 10, _address, 2),
-    Column("Id", "program_id", 9, _text, 4),
+    Column("CB end", "cb_region_end", 8, _address, 2),
+    Column("Id", "program_id", 7, _text, 4),
     Column("PID", "pid", 8, _text, 3, False),
 )
 PROCESSES = (
@@ -70,6 +70,8 @@ PROCESSES = (
     Column("Kernels", "kernel_bytes", 11, format_bytes, 4),
 )
 _LEFT = ("name", "user", "state")
+_NAME_LEAST = 28
+"""Columns that a name should have before figures that say less take their place."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,7 +153,7 @@ def _fitting(columns: Sequence[Column], width: int) -> list[int]:
     shown = list(range(len(columns)))
 
     def needed() -> int:
-        return sum((columns[i].width or 16) + 1 for i in shown)
+        return sum((columns[i].width or _NAME_LEAST) + 1 for i in shown)
 
     while needed() > width:
         worst = max(shown, key=lambda i: columns[i].rank)

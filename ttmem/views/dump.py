@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from ttmem.units import NOT_AVAILABLE, format_bytes, format_exact
-from ttmem.views.notes import Note, get, notes
+from ttmem.views.notes import Note, get, notes, peak_text
 from ttmem.views.text import (
     Device,
     Line,
@@ -168,10 +168,10 @@ def _figure(
     return lines
 
 
-def _remarks(device: Device, kind: str, *, of: bool = True) -> list[str]:
-    total, peak = get(device, f"memory.{kind}.total_bytes"), get(device, f"memory.{kind}.peak_bytes")
+def _remarks(device: Device, kind: str, screen: Screen, *, of: bool = True) -> list[str]:
+    total, peak = get(device, f"memory.{kind}.total_bytes"), peak_text(device, kind, screen)
     found = [f"of {format_bytes(total)}"] if of and total is not None else []
-    return found + ([f"peak {format_bytes(peak)}"] if peak is not None else [])
+    return found + ([peak] if peak else [])
 
 
 def _memory_lines(device: Device, screen: Screen) -> list[Line]:
@@ -183,17 +183,17 @@ def _memory_lines(device: Device, screen: Screen) -> list[Line]:
 
     room = total("l1")
     logical, resident = get(device, "memory.cb.logical_bytes"), get(device, "memory.cb.resident_bytes")
-    cb = ([f"of {format_bytes(room)}"] if room is not None else []) + _remarks(device, "cb", of=False)
+    cb = ([f"of {format_bytes(room)}"] if room is not None else []) + _remarks(device, "cb", screen, of=False)
     cb += [f"{name} {format_bytes(v)}" for name, v in (("logical", logical), ("resident", resident)) if v is not None]
     persistent = get(device, "memory.kernel.persistent_bytes")
     kernel = [f"{format_bytes(persistent)} persistent"] if persistent is not None else []
     return [
-        *_figure("DRAM", used("dram"), total("dram"), _remarks(device, "dram"), screen),
-        *_figure("L1", used("l1"), room, _remarks(device, "l1"), screen),
+        *_figure("DRAM", used("dram"), total("dram"), _remarks(device, "dram", screen), screen),
+        *_figure("L1", used("l1"), room, _remarks(device, "l1", screen), screen),
         *_figure("CB", get(device, "memory.cb.physical_bytes"), room, cb, screen),
         *_figure("Kernels", used("kernel"), None, kernel, screen),
-        *_figure("L1 Small", used("l1_small"), total("l1_small"), _remarks(device, "l1_small"), screen),
-        *_figure("Trace", used("trace"), total("trace"), _remarks(device, "trace"), screen),
+        *_figure("L1 Small", used("l1_small"), total("l1_small"), _remarks(device, "l1_small", screen), screen),
+        *_figure("Trace", used("trace"), total("trace"), _remarks(device, "trace", screen), screen),
     ]
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from ttmem.units import format_bytes
 from ttmem.views.dump import device_ranges
-from ttmem.views.notes import get
+from ttmem.views.notes import get, peaks, peaks_add_up
 from ttmem.views.text import Device, Line, Screen, clean, render, wrap
 
 
@@ -25,7 +25,13 @@ def render_explanation(devices: Sequence[Device], screen: Screen) -> str:
 
 def explain_figures(device: Device) -> list[str]:
     """Return what the figures of this device mean, in sentences that its own numbers fill."""
-    return [*_explain_cb(device), *_explain_total(device), *_explain_kernels(device), *_explain_rest(device)]
+    return [
+        *_explain_cb(device),
+        *_explain_total(device),
+        *(peak.sentence for peak in peaks(device)),
+        *_explain_kernels(device),
+        *_explain_rest(device),
+    ]
 
 
 def _explain_cb(device: Device) -> list[str]:
@@ -61,6 +67,11 @@ def _explain_total(device: Device) -> list[str]:
     peak, physical = get(device, "memory.cb.peak_bytes"), get(device, "memory.cb.physical_bytes")
     if peak is None or physical is None:
         return []
+    if peaks_add_up(device):
+        return [
+            f"CB peaked at {format_bytes(peak)} at most: that adds up the peaks of several processes, which need not "
+            f"have coincided; now it is {format_bytes(physical)}."
+        ]
     if peak > physical:
         return [
             f"Total L1 rises while a model compiles, as each new program adds its CBs, and falls when programs leave "

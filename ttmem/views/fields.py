@@ -73,6 +73,17 @@ class Field:
     about: str
 
 
+def _peak_fields(kind: str, what: str, counted: str) -> list[Field]:
+    what = what.split(",")[0]
+    return [
+        Field(f"memory.{kind}.peak_at", f"memory.{kind}.peak_at_ns", NS, f"{what}: when the highest use was reached."),
+        Field(f"memory.{kind}.peak_by", f"memory.{kind}.peak_by", TEXT, f"{what}: what took it to its highest use."),
+        Field(
+            f"memory.{kind}.peak_{counted}", f"memory.{kind}.peak_{counted}", NUMBER, f"{what}: {counted} there then."
+        ),
+    ]
+
+
 def _fields() -> dict[str, Field]:
     found = [
         Field("device_id", "device_id", NUMBER, "Logical id of the device; processes may number chips differently."),
@@ -89,6 +100,7 @@ def _fields() -> dict[str, Field]:
     for kind, what in _MEMORY.items():
         for part, meaning in _PARTS.items():
             found.append(Field(f"memory.{kind}.{part}", f"memory.{kind}.{part}_bytes", BYTES, f"{what}: {meaning}."))
+        found += _peak_fields(kind, what, "buffers")
     for part, meaning in (
         ("physical", "bytes covered by at least one CB of any cached program, summed over cores"),
         ("logical", "sum of the sizes of all cached programs' CBs; may exceed the memory"),
@@ -96,6 +108,7 @@ def _fields() -> dict[str, Field]:
         ("peak", "highest physical since publish"),
     ):
         found.append(Field(f"memory.cb.{part}", f"memory.cb.{part}_bytes", BYTES, f"Circular buffers: {meaning}."))
+    found += _peak_fields("cb", "Circular buffers", "programs")
     for part, meaning in (("used", "loaded"), ("persistent", "those that stay between programs")):
         found.append(Field(f"memory.kernel.{part}", f"memory.kernel.{part}_bytes", BYTES, f"Kernels: {meaning}."))
     for part, meaning in _ACCOUNT.items():

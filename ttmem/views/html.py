@@ -10,7 +10,7 @@ import base64
 import hashlib
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -23,8 +23,10 @@ from ttmem.model import BufferType
 from ttmem.views.cores import layout_of
 from ttmem.views.dump import header_parts, used_l1
 from ttmem.views.explanation import explain_figures
-from ttmem.views.notes import get, notes
+from ttmem.views.holders import Holders
+from ttmem.views.notes import get, notes, peaks, peaks_add_up
 from ttmem.views.text import Device, clean
+from ttmem.views.timeline import Timeline
 
 CORE_COLUMNS = (
     "x",
@@ -36,24 +38,13 @@ CORE_COLUMNS = (
     "l1_used_bytes",
     "l1_lowest_address",
     "headroom_bytes",
+    "cb_peak_bytes",
 )
 """What the page knows of each core, in this order."""
 _BUFFER_COLUMNS = ("buffer_type", "size_bytes", "address", "size_per_bank", "num_cores", "name", "pid")
 _PROGRAM_COLUMNS = ("program_id", "name", "num_cores", "cb_bytes_per_core", "cb_region_end", "count", "pid")
 _ROWS_MAX = 8192
 """Programs on the whole page, and buffers: more would make it slow to open and larger than 3 MB."""
-_POINTS_MAX = 8000
-"""Moments of the timeline over all devices."""
-_SERIES: tuple[tuple[str, Callable[[Device], int | None]], ...] = (
-    ("Total L1", used_l1),
-    ("CB", lambda device: get(device, "memory.cb.physical_bytes")),
-    ("CB resident", lambda device: get(device, "memory.cb.resident_bytes")),
-    ("L1 buffers", lambda device: get(device, "memory.l1.used_bytes")),
-    ("L1 Small", lambda device: get(device, "memory.l1_small.used_bytes")),
-    ("Kernels", lambda device: get(device, "memory.kernel.used_bytes")),
-    ("DRAM", lambda device: get(device, "memory.dram.used_bytes")),
-    ("Trace", lambda device: get(device, "memory.trace.used_bytes")),
-)
 
 CoreDetails = Mapping[tuple[int, int], Mapping[str, Any]]
 """What ``Snapshot.core_map`` gives, by core."""
@@ -93,27 +84,42 @@ def _named(buffer: Mapping[str, Any]) -> dict[str, Any]:
     return {**buffer, "buffer_type": named}
 
 
-def _maps(details: CoreDetails | None) -> dict[str, Any] | None:
-    """Return the ranges of all cores, equal lists once; most cores of a chip look alike."""
+def _maps(
+    device: Device, details: CoreDetails | None, buffers: Sequence[Mapping[str, Any]] | None
+) -> dict[str, Any] | None:
+    """Return the ranges of all cores and the names behind them; equal lists once, for most cores of a chip look alike.
+
+    A range is [begin, end], or with the numbers of the largest names and how many there are.
+    """
     if details is None:
         return None
+    holders = Holders(device, buffers)
+    names: dict[str, int] = {}
     lists: list[Any] = []
-    index: dict[str, int] = {}
+    index: dict[Any, int] = {}
     cores: dict[str, list[int | None]] = {}
-    for (x, y), ranges in details.items():
+    for (x, y), told in details.items():
         where: list[int | None] = []
-        for key in ("cb_ranges", "l1_ranges"):
-            found = ranges.get(key)
+        for found in holders.details(x, y, told).values():
             if found is None:
                 where.append(None)
                 continue
-            text = json.dumps(found, separators=(",", ":"))
-            if text not in index:
-                index[text] = len(lists)
-                lists.append(json.loads(text))
-            where.append(index[text])
+            key = tuple((begin, end, tuple(held), total) for begin, end, held, total in found)
+            if key not in index:
+                index[key] = len(lists)
+                lists.append(
+                    [
+                        [
+                            begin,
+                            end,
+                            *([[names.setdefault(clean(name), len(names)) for name in held], total] if held else []),
+                        ]
+                        for begin, end, held, total in found
+                    ]
+                )
+            where.append(index[key])
         cores[f"{x},{y}"] = where
-    return {"lists": lists, "cores": cores}
+    return {"lists": lists, "cores": cores, "names": list(names)}
 
 
 def _device(
@@ -126,56 +132,27 @@ def _device(
 ) -> dict[str, Any]:
     layout = layout_of(device)
     programs, cores = device.get("programs"), device.get("cores")
-    page = {key: value for key, value in device.items() if key not in ("cores", "programs", "region")}
+    page = {key: value for key, value in device.items() if key not in ("cores", "programs", "region", "buffers")}
     held = None if buffers is None else sorted(map(_named, buffers), key=lambda row: -(row.get("size_bytes") or 0))
     return {
         **page,
         "header": header_parts(device, taken_ns),
         "total_l1_bytes": used_l1(device),
+        "peaks_add_up": peaks_add_up(device),
+        "peaks": [
+            [peak.title, peak.size, peak.when, None if peak.by is None else clean(peak.by), peak.count, peak.counted]
+            for peak in peaks(device)
+        ],
         "layout": {"size": layout.size, "base": layout.base, "small": layout.small},
         "core_rows": None if cores is None else _rows(cores, CORE_COLUMNS),
         "program_rows": None if programs is None else _rows(programs[:rows_max], _PROGRAM_COLUMNS),
         "program_rows_hidden": max(0, len(programs or ()) - rows_max) + (get(device, "programs_omitted") or 0),
         "buffer_rows": None if held is None else _rows(held[:rows_max], _BUFFER_COLUMNS),
         "buffer_rows_hidden": max(0, len(held or ()) - rows_max),
-        "maps": _maps(details),
+        "maps": _maps(device, details, buffers),
         "notes": [[note.kind, clean(note.text)] for note in notes(device)],
         "explain": [clean(text) for text in explain_figures(device)],
     }
-
-
-def _timeline(dumps: Sequence[Mapping[str, Any]] | None) -> dict[str, Any] | None:
-    """Return the figures over time of each device; where there are too many moments, the highest of each span."""
-    if not dumps:
-        return None
-    found: dict[tuple[Any, Any], tuple[list[int], list[list[int | None]]]] = {}
-    for dump in dumps:
-        for device in dump["devices"]:
-            key = device.get("device_id"), device.get("asic_id")
-            times, series = found.setdefault(key, ([], [[] for _ in _SERIES]))
-            times.append(dump["taken_ns"])
-            for values, (_, figure) in zip(series, _SERIES, strict=True):
-                values.append(figure(device))
-    begin = min(dump["taken_ns"] for dump in dumps)
-    points = max(100, _POINTS_MAX // max(1, len(found)))
-    devices = []
-    for (device_id, asic_id), (times, series) in found.items():
-        step = -(-len(times) // points)
-        spans = range(0, len(times), step)
-        devices.append(
-            {
-                "device_id": device_id,
-                "asic_id": asic_id,
-                # Milliseconds: the nanoseconds of a date are beyond what a script counts exactly.
-                "ms": [round((times[i] - begin) / 1e6, 3) for i in spans],
-                "series": [
-                    [max((v for v in values[i : i + step] if v is not None), default=None) for i in spans]
-                    for values in series
-                ],
-                "step": step,
-            }
-        )
-    return {"names": [name for name, _ in _SERIES], "begin_ns": begin, "devices": devices}
 
 
 def render_html(
@@ -185,7 +162,7 @@ def render_html(
     host: str,
     core_details: Sequence[CoreDetails | None] | None = None,
     buffers: Sequence[Sequence[Mapping[str, Any]] | None] | None = None,
-    timeline: Sequence[Mapping[str, Any]] | None = None,
+    timeline: Timeline | None = None,
 ) -> str:
     """Return the page.
 
@@ -195,9 +172,12 @@ def render_html(
         host: the name of the host.
         core_details: for each device what ``Snapshot.core_map`` gives of its cores, for the address maps.
         buffers: for each device what ``Snapshot.buffers`` gives.
-        timeline: objects of ``ttmem-dump --json``, oldest first.
+        timeline: what was before, and maybe after.
     """
     count = max(1, len(devices))
+    over_time = None if timeline is None else timeline.to_dict()
+    if over_time is not None:
+        over_time["shown_ms"] = round((taken_ns - over_time["begin_ns"]) / 1e6, 3)
     rows_max = max(32, _ROWS_MAX // count)
     data = {
         "schema": 1,
@@ -214,7 +194,8 @@ def render_html(
             for i, device in enumerate(devices)
         ],
         "core_columns": CORE_COLUMNS,
-        "timeline": _timeline(timeline),
+        "timeline": over_time,
+        "empty": "No device is published on this host." if over_time is None else "No device is there at this moment.",
     }
     return _template().render(
         data=_script_json(data),

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
+import time
 from dataclasses import dataclass
 
-from ttmem.units import format_bytes
-from ttmem.views.text import Device
+from ttmem.units import NOT_AVAILABLE, format_bytes
+from ttmem.views.text import Device, Screen, clean
 
 _STATES = {
     "idle": ("No process has this device open.", "no process"),
@@ -21,6 +23,13 @@ _STATES = {
     "unreadable": ("The source cannot be read: its permissions or its content are at fault.", "not readable"),
     "unknown": ("Whether the writer lives cannot be told from here.", "writer cannot be judged"),
 }
+
+
+_SAID = re.compile(
+    r"peaks are sums over \d+ processes|\d+ programs are counted in the totals and not listed"
+    r"|whether processes \[[\d, ]*\] live cannot be told"
+)
+"""Warnings of the JSON that a note says with the figures beside it: once is enough on a screen."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +55,84 @@ def get(device: Device, path: str) -> int | None:
     return value if isinstance(value, int) else None
 
 
+def peaks_add_up(device: Device) -> bool:
+    """Tell whether the peaks are sums over several writers: upper bounds, for they need not have coincided."""
+    return [row.get("state") for row in device.get("processes") or ()].count("live") > 1
+
+
+def peak_text(device: Device, kind: str, screen: Screen) -> str:
+    """Return the peak of a kind of memory as ``peak 17.8 MiB``, with a mark where it is an upper bound.
+
+    Returns:
+        The empty text where it is unknown.
+    """
+    peak = get(device, f"memory.{kind}.peak_bytes")
+    if peak is None:
+        return ""
+    mark = ("\u2264 " if screen.unicode else "<= ") if peak and peaks_add_up(device) else ""
+    return f"peak {mark}{format_bytes(peak)}"
+
+
+_PEAKS = (
+    ("cb", "CB", "program", "came into the cache"),
+    ("l1", "L1 buffers", "buffer", "was allocated"),
+    ("dram", "DRAM", "buffer", "was allocated"),
+    ("l1_small", "L1_SMALL", "buffer", "was allocated"),
+    ("trace", "Trace", "buffer", "was allocated"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Peak:
+    """When a kind of memory was fullest.
+
+    Attributes:
+        title: of the kind.
+        size: bytes.
+        at_ns: CLOCK_REALTIME.
+        by: the name of what took it there; None if unknown.
+        count: programs or buffers there then; None if unknown.
+        counted: what is counted.
+        came: what that did.
+    """
+
+    title: str
+    size: int
+    at_ns: int
+    by: str | None
+    count: int | None
+    counted: str
+    came: str
+
+    @property
+    def when(self) -> str:
+        """The moment in UTC."""
+        seconds, rest = divmod(self.at_ns, 10**9)
+        try:
+            return time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(seconds)) + f".{rest // 10**6:03} UTC"
+        except (OverflowError, ValueError, OSError):
+            return NOT_AVAILABLE
+
+    @property
+    def sentence(self) -> str:
+        """All of it."""
+        many = "" if self.count is None else f", with {_plural(self.count, self.counted)} there"
+        cause = "" if self.by is None else f" when {clean(self.by)} {self.came}"
+        return f"{self.title} peaked at {format_bytes(self.size)}{cause}, at {self.when}{many}."
+
+
+def peaks(device: Device) -> list[Peak]:
+    """Return the peaks whose moment is known, CB first."""
+    found = []
+    for kind, title, counted, came in _PEAKS:
+        size, at_ns = get(device, f"memory.{kind}.peak_bytes"), get(device, f"memory.{kind}.peak_at_ns")
+        if size and at_ns is not None and at_ns > 0:
+            by = ((device.get("memory") or {}).get(kind) or {}).get("peak_by")
+            count = get(device, f"memory.{kind}.peak_{counted}s")
+            found.append(Peak(title, size, at_ns, by if isinstance(by, str) and by else None, count, counted, came))
+    return found
+
+
 def _plural(count: int, word: str, plural: str = "") -> str:
     return f"{count} {word if count == 1 else plural or word + 's'}"
 
@@ -63,7 +150,9 @@ def _state_notes(device: Device) -> list[Note]:
                 "figures may be of two moments",
             )
         )
-    found += [Note("warning", str(text), str(text)) for text in device.get("warnings") or ()]
+    found += [
+        Note("warning", str(text), str(text)) for text in device.get("warnings") or () if not _SAID.match(str(text))
+    ]
     if device.get("origin") == "replay":
         found.append(Note("note", "A replay of a recording, not what hardware holds now.", "replay of a recording"))
     return found
@@ -153,11 +242,11 @@ def _process_notes(device: Device) -> list[Note]:
                 "processes that cannot be judged",
             )
         )
-    if states.count("live") > 1:
+    if peaks_add_up(device):
         found.append(
             Note(
                 "note",
-                f"Peaks add up those of {states.count('live')} processes: an upper bound.",
+                f"Peaks add up those of {states.count('live')} processes, which need not have coincided: upper bounds.",
                 "peaks are upper bounds",
             )
         )

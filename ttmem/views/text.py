@@ -132,6 +132,13 @@ def wrap(text: str, screen: Screen, *, first: str = "", rest: str = "") -> list[
     return textwrap.wrap(clean(text), width, initial_indent=first, subsequent_indent=rest) or [first.rstrip()]
 
 
+def titled(head: Sequence[Piece], text: str, screen: Screen) -> list[Line]:
+    """Return a title behind ``Device N:``, on as many lines as it needs."""
+    name = head[0][0]
+    texts = wrap(text.strip(), screen, first=name + " ", rest="  ")
+    return [[*head, (texts[0][len(name) :], "")], *([(rest, "")] for rest in texts[1:])]
+
+
 def percent(part: int | None, whole: int | None) -> str:
     """Return ``part`` of ``whole`` as ``40.9 %``; empty where either is unknown or there is no whole."""
     if part is None or not whole:

@@ -1,0 +1,131 @@
+"""Tell the most that was used of each device: when it was, and which programs and buffers took it there.
+
+SOURCE is a dump of ttmem-dump --json or a recording; without it the devices of this host are read. What the writers
+mark is exact, since publication. Of a recording, and with --for, the peaks begin with its first moment; what lay between
+two readings may have been higher where it says "at least". Nothing of the processes that are watched is touched.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable, Sequence
+
+from ttmem.cli import EXIT_DONE, EXIT_NOTHING, seconds_between
+from ttmem.cli.screens import screen_of
+from ttmem.cli.sources import NothingError, UsageError, device_filter, live_devices, run, select_devices, write
+from ttmem.dumps import Dump, DumpError, kind_of_file, read_dump
+from ttmem.peaks import HostPeaks
+from ttmem.recording import open_recording
+from ttmem.views.peaks import render_peaks
+
+_EPILOG = """\
+exit codes: 0 done; 1 nothing to read; 2 wrong usage; 4 unreadable
+
+examples:
+  python -m ttmem peaks                       since each device was published
+  python -m ttmem peaks --for 60              of the next minute
+  python -m ttmem peaks run.ttmem --json      of a recording, core by core
+"""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of the verb."""
+    parser = argparse.ArgumentParser(
+        prog="python -m ttmem peaks",
+        description=__doc__,
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("source", nargs="?", metavar="SOURCE", help="a dump or a recording")
+    add("-d", "--device", action="append", metavar="N", help="only these devices: ids or 0x asic ids, comma-separated")
+    add(
+        "--for",
+        dest="seconds",
+        type=seconds_between(0.01, 86400),
+        metavar="SEC",
+        help="the peaks of the next SEC seconds",
+    )
+    add(
+        "-i",
+        "--interval",
+        type=seconds_between(0.01, 3600),
+        default=0.1,
+        metavar="SEC",
+        help="between readings of --for",
+    )
+    add("--json", action="store_true", help="the peaks as JSON, with those of the cores")
+    add("--no-color", action="store_true", help="plain text; so does NO_COLOR")
+    return parser
+
+
+def _of_recording(path: str, wanted: Sequence[str] | None) -> HostPeaks:
+    peaks = HostPeaks()
+    with open_recording(path) as recording:
+        if not len(recording):
+            raise NothingError(f"{path} is a recording without any moment in it")
+        test = device_filter(wanted)
+        for index, dump in enumerate(recording):
+            peaks.add([device for device in dump.devices if test(device)], dump.taken_ns)
+            if not index:
+                for device in peaks.devices.values():
+                    # What was before the recording began is no peak of the recording.
+                    device.reset()
+        if not peaks.devices:
+            raise NothingError(f"no moment of {path} has such a device: {', '.join(wanted or ('any',))}")
+    return peaks
+
+
+def _of_the_host(args: argparse.Namespace, tell: Callable[[str], None]) -> HostPeaks:
+    peaks = HostPeaks()
+    dump = live_devices(args.device, tell)
+    peaks.add(dump.devices, dump.taken_ns)
+    if args.seconds is None:
+        return peaks
+    for device in peaks.devices.values():
+        device.reset()
+    end = time.monotonic() + args.seconds
+    while (left := end - time.monotonic()) > 0:
+        time.sleep(min(left, args.interval))
+        try:
+            dump = live_devices(args.device, tell)
+        except NothingError:
+            # They may come back.
+            continue
+        peaks.add(dump.devices, dump.taken_ns)
+    return peaks
+
+
+def _body(args: argparse.Namespace, tell: Callable[[str], None]) -> int:
+    if args.source is None:
+        peaks = _of_the_host(args, tell)
+    elif args.seconds is not None:
+        raise UsageError("--for watches this host: give it without SOURCE")
+    else:
+        kind = kind_of_file(args.source)
+        if kind == "recording":
+            peaks = _of_recording(args.source, args.device)
+        elif kind == "dump":
+            dump = read_dump(args.source)
+            peaks = HostPeaks()
+            peaks.add(select_devices(Dump(dump.devices), args.device), dump.taken_ns)
+        else:
+            raise DumpError(f"{args.source} is a graph capture: replay it with --hold and ask for the device")
+    found = list(peaks.devices.values())
+    if args.json:
+        write(json.dumps({"devices": [device.to_dict() for device in found]}, indent=2) + "\n")
+    else:
+        write(render_peaks([device.to_dict() for device in found], screen_of(sys.stdout, no_color=args.no_color)))
+    return EXIT_DONE if found else EXIT_NOTHING
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the verb and return its exit code.
+
+    Args:
+        argv: the arguments; None takes the process's.
+    """
+    return run(build_parser(), _body, argv, empty={"devices": []})
