@@ -115,7 +115,7 @@ def _capped(series: list[dict[str, Any]]) -> list[str]:
     found: dict[tuple[str, str], list[str]] = {}
     for one in series:
         if not one["add_ns"] and one["note"]:
-            why = re.sub(r"took [\d.]+ s$", "took too long", one["note"].removeprefix("left out: "))
+            why = re.sub(r"took [\d.]+ s( at [\d,]+ cached)?$", "took too long", one["note"].removeprefix("left out: "))
             found.setdefault((one["engine"], why), []).append(f"{one['workload']} at {one['programs']:,}")
     return [line for (engine, why), where in found.items() for line in (f"{engine}, {why}: {', '.join(where)}.", "")]
 
