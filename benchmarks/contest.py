@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -326,11 +326,26 @@ def measure(
     return done
 
 
-def contenders_for(tools: Tools, workload: Workload, peers: str) -> list[Contender]:
+def too_slow_for(series: Series, programs: int) -> str:
+    """Return why a C++ peer need not be tried with more programs cached, by what it took with fewer; "" if it should be.
+
+    To learn it there would take as long as all that is measured besides: the cache must be filled first.
+    """
+    if series.level != "C++" or not programs:
+        return ""
+    if not series.add_ns:
+        return series.note
+    pair = min(series.add_ns) + min(series.remove_ns)
+    if pair * programs / max(1, series.programs) > 2 * TOO_SLOW_NS and pair > TOO_SLOW_NS / 20:
+        return f"left out: one addition and removal took {pair / 1e9:.2g} s at {series.programs:,} cached"
+    return ""
+
+
+def contenders_for(tools: Tools, workload: Workload, peers: str, left_out: Collection[str] = ()) -> list[Contender]:
     """Return the engines that run on a workload; ``peers`` is ``all``, ``native`` or ``none``."""
     result: list[Contender] = [Ours(workload, tools.loops), OursPrepared(workload, tools.loops)]
     if peers != "none":
-        result += [Native(workload, tools.library, name) for name in tools.natives()]
+        result += [Native(workload, tools.library, name) for name in tools.natives() if name not in left_out]
     if peers == "all":
         result += [Library(workload, name) for name in tools.libraries()]
     return result

@@ -227,14 +227,16 @@ def _goals_of_growth(series: list[Series], goals: list[Goal]) -> None:
                 return one
         return None
 
-    for engine in ("ttmem", "ttmem, prepared"):
-        one = find(engine, "stack", 1)
-        for programs, goal in ((4096, 1.2), (65536, 1.5)):
-            many = find(engine, "stack", programs)
-            if one and many:
-                low = min(many.add_ns) / min(one.add_ns)
-                median = statistics.median(many.add_ns) / statistics.median(one.add_ns)
-                goals.append(Goal(f"growth from 1 to {programs:,} cached, stack, {engine}", goal, low, median, "times"))
+    for grid in ("8x8", "13x10"):
+        for engine in ("ttmem", "ttmem, prepared"):
+            one = find(engine, "stack", 1, grid=grid)
+            for programs, goal in ((4096, 1.2), (65536, 1.5)):
+                many = find(engine, "stack", programs, grid=grid)
+                if one and many:
+                    low = min(many.add_ns) / min(one.add_ns)
+                    median = statistics.median(many.add_ns) / statistics.median(one.add_ns)
+                    what = f"growth from 1 to {programs:,} cached, stack, {engine}, {grid}"
+                    goals.append(Goal(what, goal, low, median, "times"))
     for programs in (256, 4096, 65536):
         one = find("ttmem", "random", programs)
         if one:

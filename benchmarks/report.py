@@ -76,6 +76,8 @@ def engines() -> str:
                 where = ", one core" if level.startswith("Python") else ""
                 lines.append(f"| {name}{where} | " + " | ".join(cells) + " |")
         lines.append("")
+    lines += _variants(result["series"])
+    lines += _capped(series)
     reasons: dict[str, list[str]] = {}
     for name, why in result["left_out"].items():
         reasons.setdefault(why, []).append(name)
@@ -84,6 +86,38 @@ def engines() -> str:
         what = ", ".join(names) if len(names) < 4 else f"{len(names)} series, from {names[0]} to {names[-1]}"
         lines += [f"Left out: {what}: {why}.", ""]
     return "\n".join(lines).rstrip()
+
+
+def _variants(series: list[dict[str, Any]]) -> list[str]:
+    """Return the table of ttmem on other grids and with other numbers of CBs."""
+    mine = [one for one in series if one["engine"] == "ttmem" and (one["grid"], one["cbs"]) != ("8x8", 4)]
+    mine = [one for one in mine if one["add_ns"]]
+    if not mine:
+        return []
+    kinds = list(dict.fromkeys((one["grid"], one["cbs"], one["programs"]) for one in mine))
+    lines = ["**ttmem on other grids and with more CBs**", ""]
+    lines.append("| workload | " + " | ".join(f"{grid}, {cbs} CBs, {n:,}" for grid, cbs, n in kinds) + " |")
+    lines.append("|---|" + "---|" * len(kinds))
+    for workload in dict.fromkeys(one["workload"] for one in mine):
+        row = {(o["grid"], o["cbs"], o["programs"]): o for o in mine if o["workload"] == workload}
+        cells = [
+            f"{show_time(row[kind]['add_ns']['min'])} / {show_time(row[kind]['remove_ns']['min'])}"
+            if kind in row
+            else "–"
+            for kind in kinds
+        ]
+        lines.append(f"| {workload} | " + " | ".join(cells) + " |")
+    return [*lines, ""]
+
+
+def _capped(series: list[dict[str, Any]]) -> list[str]:
+    """Return lines that name the engines that were too slow to be timed, and where."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for one in series:
+        if not one["add_ns"] and one["note"]:
+            why = re.sub(r"took [\d.]+ s( at [\d,]+ cached)?$", "took too long", one["note"].removeprefix("left out: "))
+            found.setdefault((one["engine"], why), []).append(f"{one['workload']} at {one['programs']:,}")
+    return [line for (engine, why), where in found.items() for line in (f"{engine}, {why}: {', '.join(where)}.", "")]
 
 
 def further() -> str:

@@ -6,6 +6,7 @@ The set is an int with a bit per byte; nothing is shared with the engine.
 from __future__ import annotations
 
 import gc
+import random
 import threading
 
 import pytest
@@ -260,6 +261,72 @@ def figures(engine: IntervalEngine) -> list[object]:
         for core in range(NUM_CORES)
     ]
     return [engine.physical_bytes, engine.logical_bytes, engine.resident_bytes, per_core]
+
+
+def crowd(chance: random.Random, positions: int, base: int) -> list[Program]:
+    """Programs whose ranges begin and end at that many positions of one KiB."""
+    places = [base + place for place in chance.sample(range(1, 1024), positions)]
+    made = []
+    for _ in range(3 * positions):
+        begin, end = sorted((chance.choice(places), chance.choice([*places, base, base + 1024, base + 5000])))
+        if begin < end:
+            made.append(((begin, end, chance.choice((1, ALL))),))
+    return made
+
+
+@pytest.mark.parametrize("positions", [6, 14, 20, 47, 120, 1000])
+@pytest.mark.parametrize("base", [0, 64512, 2048])
+def test_any_number_of_ends_in_one_kib_comes_and_goes(positions: int, base: int):
+    chance = random.Random(positions + base)
+    engine = IntervalEngine(WIDTH, HEIGHT, limit=LIMIT)
+    live = crowd(chance, positions, base)
+    whole = ((base, base + 1024, ALL),)
+    for program in live:
+        engine.add(engine.footprint(program))
+    for step, program in enumerate(chance.sample(live, len(live))):
+        engine.remove(engine.footprint(program))
+        live.remove(program)
+        if step % 7 == 0:
+            engine.add(engine.footprint(whole))
+        if step % 7 == 3:
+            engine.remove(engine.footprint(whole))
+        if step % (1 + len(live) // 8) == 0:
+            present = [*live, whole] if step % 7 < 3 else live
+            for core in (0, NUM_CORES - 1):
+                covered = 0
+                for one in present:
+                    covered |= bytes_of(one, core)
+                assert engine.core_physical(core) == covered.bit_count()
+                assert engine.core_ranges(core) == ranges_of(covered)
+                assert engine.core_region_end(core) == covered.bit_length()
+                assert engine.core_lowest(core) == (ranges_of(covered)[0][0] if covered else None)
+    if step % 7 < 3:
+        engine.remove(engine.footprint(whole))
+    assert engine.physical_bytes == 0
+    assert engine.num_classes == 1
+    engine.check()
+
+
+def test_thousands_of_ranges_that_begin_at_one_byte_are_counted_one_by_one():
+    engine = IntervalEngine(1, 1, limit=LIMIT)
+    empty = engine.memory_bytes
+    prepared = [engine.footprint([(5, 2000 + 4 * number, 1)]) for number in range(2500)]
+    prepared += [engine.footprint([(number, 100_001, 1)]) for number in range(3000, 5500)]
+    for footprint in prepared:
+        engine.add(footprint)
+    assert engine.core_ranges(0) == [(5, 100_001)]
+    for left in range(2499, -1, -1):
+        engine.remove(prepared[left])
+        # The longest of those that are left reaches those that begin at 3000 while it ends there or beyond.
+        assert engine.core_lowest(0) == (5 if left else 3000)
+        assert engine.physical_bytes == 100_001 - 3000 + (min(2000 + 4 * (left - 1), 3000) - 5 if left else 0)
+    assert engine.core_ranges(0) == [(3000, 100_001)]
+    for footprint in prepared[2500:]:
+        engine.remove(footprint)
+    engine.check()
+    prepared.clear()
+    del footprint
+    assert engine.memory_bytes == empty
 
 
 def test_two_programs_that_overlap_count_their_common_bytes_once():

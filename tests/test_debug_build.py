@@ -120,6 +120,16 @@ for width, height, hash_bits in ((3, 2, 2), (8, 8, 64), (13, 10, 64)):
             engine.reset_peaks()
             del known[: len(known) // 2]
     engine.check()
+crowded = _engine.IntervalEngine(2, 1, limit=3000)
+live = []
+for step in range(700):
+    if step < 400 or not live:
+        begin = chance.randrange(0, 1200)
+        live.append(crowded.footprint([(begin, begin + chance.randrange(1, 900), chance.choice((1, 3)))]))
+        crowded.add(live[-1])
+    else:
+        crowded.remove(live.pop(chance.randrange(len(live))))
+assert crowded.physical_bytes > 0
 print("every operation held")
 """
 

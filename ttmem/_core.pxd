@@ -193,7 +193,8 @@ cdef class Intervals:               # one plane of one device
     cdef void leave(self, CoreSet *cores) noexcept nogil
     cdef void account(self, CoreSet *cores, uint64_t bytes_each) noexcept nogil
     cdef void assign(self, CoreClass *group, uint32_t slot) noexcept nogil
-    cdef void fetch(self, Footprint *footprint) noexcept nogil
+    cdef void fetch(self, Footprint *footprint, uint32_t live) noexcept nogil
+    cdef void fetch_simple(self, const Footprint *footprint, bint leaves) noexcept nogil
     cdef void withdraw(self, Footprint *footprint, uint32_t slots_done, uint32_t ranges_done) noexcept nogil
     cdef uint64_t bytes_shown(self, uint32_t layer) noexcept nogil
     cdef void paint(self, const Footprint *footprint, const uint64_t *where, uint32_t *out) noexcept nogil

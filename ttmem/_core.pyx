@@ -66,7 +66,7 @@ cdef extern from "_cover.h" nogil:
     int ttm_cover_init(ttm_pool *pool, ttm_cover *cover)
     int ttm_cover_copy(ttm_pool *pool, ttm_cover *copy, const ttm_cover *source)
     void ttm_cover_prefetch_page(const ttm_cover *cover, uint32_t at)
-    void ttm_cover_prefetch_kib(const ttm_cover *cover, uint32_t at)
+    void ttm_cover_prefetch_leaf(const ttm_cover *cover, uint32_t at)
     void ttm_cover_free(ttm_pool *pool, ttm_cover *cover)
     int64_t ttm_cover_update(ttm_pool *pool, ttm_cover *cover, uint32_t begin, uint32_t end, int step)
     uint32_t ttm_cover_ranges(const ttm_pool *pool, const ttm_cover *cover, uint64_t *out, uint32_t maximum)
@@ -768,7 +768,8 @@ cdef class Intervals:
             if self.split(cores) < 0:
                 self.join()
                 return -1
-            self.list_slots(cores)
+            if cores.epoch != self.epoch:
+                self.list_slots(cores)
             for i in range(cores.num_slots):
                 group = self.classes[set_slots(cores, self.mask_words)[i]]
                 group.sign0 += cores.tag0
@@ -778,7 +779,6 @@ cdef class Intervals:
             self.list_slots(cores)
         cores.live += 1
         slots = set_slots(cores, self.mask_words)
-        self.fetch(footprint)
         for i in range(cores.num_slots):
             group = self.classes[slots[i]]
             grown = 0
@@ -796,24 +796,41 @@ cdef class Intervals:
             self.mark(slots[i], 2 if grown else 1)
         return 0
 
-    cdef void fetch(self, Footprint *footprint) noexcept nogil:
-        """Ask for the memory of the covers that a simple footprint will be put in: many of them do not stay in the cache."""
-        cdef uint64_t *ranges = tail(footprint)
-        cdef uint16_t *slots = set_slots(footprint.cores, self.mask_words)
-        cdef uint32_t i, r, count = min(footprint.shape, <uint32_t>AHEAD), classes = footprint.cores.num_slots
-        cdef ttm_cover *cover
-        if classes < 2:
+    cdef void fetch(self, Footprint *footprint, uint32_t live) noexcept nogil:
+        """Ask for the memory of the covers that a footprint will be put in or taken from; many of them are not in the cache.
+
+        Its simple parts that are `live` so often are concerned: first all pages are asked for and then, when they are
+        there, all leaves, so that the update waits for two memory accesses and not for two in each class.
+        """
+        cdef size_t part, parts = 1 if footprint.cores != NULL else size_of(footprint)
+        cdef uint64_t *words = tail(footprint)
+        cdef Footprint *simple = footprint
+        cdef bint leaves
+        for leaves in range(2):
+            for part in range(parts):
+                if footprint.cores == NULL:
+                    simple = <Footprint *><uintptr_t>words[2 * part]
+                if simple.live == live and simple.shape:
+                    self.fetch_simple(simple, leaves)
+
+    cdef void fetch_simple(self, const Footprint *footprint, bint leaves) noexcept nogil:
+        cdef const uint64_t *ranges = tail(footprint)
+        cdef const uint16_t *slots = set_slots(footprint.cores, self.mask_words)
+        cdef uint32_t i, r, count = min(footprint.shape, <uint32_t>AHEAD)
+        cdef const ttm_cover *cover
+        if footprint.cores.epoch != self.epoch:
+            self.list_slots(footprint.cores)
+        if footprint.cores.num_slots < 2:
             return
-        for i in range(classes):
+        for i in range(footprint.cores.num_slots):
             cover = &self.classes[slots[i]].cover
             for r in range(count):
-                ttm_cover_prefetch_page(cover, <uint32_t>ranges[r])
-                ttm_cover_prefetch_page(cover, <uint32_t>(ranges[r] >> 32))
-        for i in range(classes):
-            cover = &self.classes[slots[i]].cover
-            for r in range(count):
-                ttm_cover_prefetch_kib(cover, <uint32_t>ranges[r])
-                ttm_cover_prefetch_kib(cover, <uint32_t>(ranges[r] >> 32))
+                if leaves:
+                    ttm_cover_prefetch_leaf(cover, <uint32_t>ranges[r])
+                    ttm_cover_prefetch_leaf(cover, <uint32_t>(ranges[r] >> 32))
+                else:
+                    ttm_cover_prefetch_page(cover, <uint32_t>ranges[r])
+                    ttm_cover_prefetch_page(cover, <uint32_t>(ranges[r] >> 32))
 
     cdef void withdraw(self, Footprint *footprint, uint32_t slots_done, uint32_t ranges_done) noexcept nogil:
         """Take a simple footprint from its first classes, and its first ranges from the one that comes next."""
@@ -823,7 +840,6 @@ cdef class Intervals:
         cdef uint32_t i, r
         cdef int64_t change, grown
         cdef uint16_t *slots = set_slots(cores, self.mask_words)
-        self.fetch(footprint)
         for i in range(slots_done + (1 if ranges_done else 0)):
             group = self.classes[slots[i]]
             grown = 0
@@ -866,6 +882,8 @@ cdef class Intervals:
         cdef uint64_t *words = tail(footprint)
         if footprint.shape & PEAK:
             return -1
+        if footprint.live == 0:
+            self.fetch(footprint, 0)
         if footprint.cores != NULL:
             if footprint.live == 0 and self.start(footprint) < 0:
                 if TTM_DEBUG_BUILD:
@@ -906,6 +924,8 @@ cdef class Intervals:
         cdef uint64_t *words = tail(footprint)
         self.logical -= footprint.logical
         footprint.live -= 1
+        if footprint.live == 0:
+            self.fetch(footprint, 0 if footprint.cores != NULL else 1)
         if footprint.cores != NULL:
             if footprint.shape:
                 self.account(footprint.cores, <uint64_t>0 - footprint.bytes_per_core)

@@ -34,8 +34,11 @@ cdef extern from "_store.h" nogil:
     size_t ttm_merge_ranges(uint64_t *ranges, size_t count, uint64_t *covered)
 
 
-cdef extern from "_cover.h" nogil:
+cdef extern from "_cover_check.h" nogil:
     const char *ttm_cover_fault(const ttm_pool *pool, const ttm_cover *cover, const uint64_t *ranges, size_t count)
+
+
+cdef extern from "_cover.h" nogil:
     uint32_t ttm_cover_ranges(const ttm_pool *pool, const ttm_cover *cover, uint64_t *out, uint32_t maximum)
     uint32_t ttm_cover_end(const ttm_pool *pool, const ttm_cover *cover)
     uint32_t ttm_cover_lowest(const ttm_pool *pool, const ttm_cover *cover)

@@ -3,6 +3,7 @@
 #define TTM_STORE_H
 
 #include <malloc.h>
+#include <stddef.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
@@ -34,6 +35,17 @@ static inline void *ttm_alloc_zeroed(ttm_heap *heap, size_t size) {
     void *block = ttm_alloc(heap, size);
     if (block) memset(block, 0, size);
     return block;
+}
+
+/* Whole cache lines, at the start of one; `size` is a multiple of theirs. */
+static inline void *ttm_alloc_lines(ttm_heap *heap, size_t size) {
+    void *block;
+    if (heap->allowed == 0) return NULL;
+    if (heap->allowed > 0) heap->allowed--;
+    block = aligned_alloc(64, size);
+    if (!block) return NULL;
+    heap->bytes += malloc_usable_size(block) + sizeof(size_t);
+    return memset(block, 0, size);
 }
 
 static inline void ttm_free(ttm_heap *heap, void *block) {
