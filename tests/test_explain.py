@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import json
 from pathlib import Path
@@ -239,6 +240,88 @@ def test_a_program_that_is_tried_again_after_it_threw_is_one_clash():
     assert (finding.l1_lowest_address, finding.dispatches, finding.threw) == (120, 3, True)
 
 
+# The capture of a clash, with fewer and with more live buffers than it has.
+
+GROUP = 7  # nodes of one `ttnn.allocate_tensor_on_device` in the capture, from its second node on
+HELD = 8
+
+
+def variant(count, freed=()):
+    """Return the nodes as TT-Metal would have written them with other live buffers before the layer norm."""
+    nodes = json.loads(CLASH.read_text())
+    first, rest = nodes[1 : 1 + GROUP], nodes[1 + GROUP * HELD :]
+    out = [nodes[0]]
+    for number in range(count):
+        text = json.dumps(first).replace("1343488", str(1343488 - 131072 * number))
+        out += [moved(node, GROUP * number) for node in json.loads(text)]
+    shift = GROUP * (count - HELD)
+    for number in freed:
+        where = len(out)
+        buffer = 3 + GROUP * number
+        out.append({**copy.deepcopy(out[buffer + 1]), "node_type": "buffer_deallocate", "counter": where})
+        shift += 1
+    return out + [moved(copy.deepcopy(node), shift) for node in rest]
+
+
+def moved(node, by):
+    node["counter"] += by
+    node["connections"] = [counter + by for counter in node["connections"]]
+    return node
+
+
+def essence(node):
+    params = {name: value for name, value in (node["params"] or {}).items() if name != "tensor_id"}
+    return node["counter"], node["node_type"], node["connections"], params
+
+
+def simple_model(nodes):
+    """Work out, from the nodes alone, how far the program reaches and what lies there when it is laid out."""
+    live, ends, found = {}, {}, None
+    for node in nodes:
+        p, kind = node["params"] or {}, node["node_type"]
+        if kind == "buffer_allocate" and p["type"] == "L1":
+            live[int(p["address"])] = int(p["max_size_per_bank"])
+        elif kind == "buffer_deallocate" and p["type"] == "L1":
+            del live[int(p["address"])]
+        elif kind == "circular_buffer_allocate":
+            key = p["core_range_set"].strip("{}")
+            ends[key] = max(ends.get(key, 0), int(p["address"]) + int(p["size"]))
+            found = dict(live)
+    return ends, found
+
+
+@pytest.mark.parametrize(
+    ("count", "freed"),
+    [*((count, ()) for count in range(11)), (8, (7,)), (8, (0,)), (9, (8, 7)), (10, (9,)), (10, (3, 8)), (7, (6, 5))],
+)
+def test_with_fewer_and_with_more_live_buffers_the_figures_are_those_of_a_simple_model(count, freed, capsys, tmp_path):
+    nodes = variant(count, freed)
+    assert [node["counter"] for node in nodes] == list(range(len(nodes)))
+    if (count, freed) == (HELD, ()):
+        # The variant that changes nothing is the capture; only durations and tensors' ids differ in its groups.
+        assert [essence(node) for node in nodes] == [essence(node) for node in json.loads(CLASH.read_text())]
+    (tmp_path / "c.json").write_text(json.dumps(nodes))
+    ends, live = simple_model(nodes)
+    lowest = min(live, default=None)
+    assert ends == {"[0-0 - 7-3]": 527552}
+    clashing = lowest is not None and lowest < 527552
+    found, _ = answer(
+        capsys, tmp_path / "c.json", "--arch", "wormhole_b0", "--l1-small-size", 24576, code=3 if clashing else 0
+    )
+    (row,) = found["programs"]
+    top = 1499136 - 24576
+    assert (row["core_range"], row["cb_region_end"], row["l1_lowest_address"]) == ("[0-0 - 7-3]", 527552, lowest)
+    assert row["headroom_bytes"] == (top if lowest is None else lowest) - 527552
+    assert len(found["clashes"]) == clashing
+    for clash in found["clashes"]:
+        below = {address: size for address, size in sorted(live.items()) if address < 527552}
+        assert clash["shortfall_bytes"] == 527552 - lowest
+        assert {b["address"]: b["size_per_bank"] for b in clash["buffers"]} == below
+        assert clash["num_buffers"] == len(below)
+        cheaper = 527552 - lowest < sum(below.values())
+        assert clash["advice"][0].startswith("shrink" if cheaper else "free")
+
+
 # Devices.
 
 
@@ -426,6 +509,59 @@ def test_every_text_of_tt_metal_is_read_and_explained(text, kind, says, capsys, 
     monkeypatch.setattr("sys.stdin", Stdin(text))
     found, _ = answer(capsys, "-", code=3 if kind == "clash" else 0)
     assert says in " ".join(found["errors"][0]["explanation"])
+
+
+def out_of_memory(size, kind, banks, needed, told=""):
+    return (
+        f"Out of Memory: Not enough space to allocate {size} B {kind} buffer across {banks} banks, where each bank needs "
+        f"to store {needed} B{told}"
+    )
+
+
+def test_an_l1_buffer_that_found_no_room_is_explained_with_the_holes_of_the_dump_at_hand(capsys, tmp_path, monkeypatch):
+    top = 1499136 - 24576
+    with ttmem.publish(0, **N150) as pub:
+        # Holes of 300,000 and 200,000 bytes around a small buffer, then large ones down to the CB base.
+        pub.allocate("L1", 64 * 4096, address=top - 304096, size_per_bank=4096, name="small")
+        pub.allocate("L1", 64 * 500000, address=top - 1004096, size_per_bank=500000, name="large")
+        pub.allocate("L1", 64, address=105664, size_per_bank=top - 1004096 - 105664, name="rest")
+        (tmp_path / "dump.json").write_text(json.dumps(read_live().to_dict()))
+    told = f", but bank size is {top - 105664} B (allocated: 868896 B, free: 500000 B, largest free block: 300000 B)"
+    for text in (out_of_memory(64 * 400000, "L1", 64, 400000), out_of_memory(64 * 400000, "L1", 64, 400000, told)):
+        monkeypatch.setattr("sys.stdin", Stdin(text))
+        found, _ = answer(capsys, "-", tmp_path / "dump.json", code=0)
+        said = " ".join(found["errors"][0]["explanation"])
+        assert "500,000 bytes are free in each bank, but the largest piece has 300,000: fragmentation of 40.0 %" in said
+        assert "to free this buffer is the least that makes room, 4,096 bytes per bank for a piece of 504,096" in said
+        assert f"4.0 KiB per bank at {top - 304096} from small" in said
+        assert "the largest live L1 buffers: 488.3 KiB per bank" in said
+
+
+def test_a_dram_buffer_that_found_no_room_is_explained_too(capsys, tmp_path, monkeypatch):
+    base = 2**20 + 64
+    with ttmem.publish(0, arch="wormhole_b0", dram_size=12 * (2**30 - base)) as pub:
+        pub.allocate("DRAM", 12 * 2**29, address=base + 2**28, size_per_bank=2**29, name="weights")
+        (tmp_path / "dump.json").write_text(json.dumps(read_live().to_dict()))
+    monkeypatch.setattr("sys.stdin", Stdin(out_of_memory(12 * 2**29, "DRAM", 12, 2**29)))
+    found, _ = answer(capsys, "-", tmp_path / "dump.json", code=0)
+    said = " ".join(found["errors"][0]["explanation"])
+    free = 2**29 - base
+    assert f"only {free:,} of {2**30 - base:,} bytes are free in each bank: free at least {base:,} bytes" in said
+    assert "512.0 MiB per bank at 269484096 from weights" in said
+
+
+def test_a_region_beyond_l1_is_explained_from_the_base_of_the_dump_at_hand(capsys, tmp_path, monkeypatch):
+    with ttmem.publish(0, **N150):
+        (tmp_path / "dump.json").write_text(json.dumps(read_live().to_dict()))
+    text = (
+        "Statically allocated circular buffers on core range [(x=0,y=0) - (x=7,y=7)] grow to 1600000 B which is beyond max "
+        "L1 size of 1499136 B"
+    )
+    monkeypatch.setattr("sys.stdin", Stdin(text))
+    found, _ = answer(capsys, "-", tmp_path / "dump.json", code=0)
+    said = " ".join(found["errors"][0]["explanation"])
+    assert "from the CB base 105664 they take 1,494,336 bytes per core of at most 1,393,472" in said
+    assert "shrink the program's circular buffers by at least 100,864 bytes per core" in said
 
 
 def test_the_same_text_many_times_is_one_error():

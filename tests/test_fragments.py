@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 
 import ttmem
 from ttmem.cli.fragmentation import main
-from ttmem.fragments import fragments
+from ttmem.fragments import fragments, smallest_release
 from ttmem.reader import Host
 from ttmem.recording import RecordingWriter, read_host_for_recording
 from ttmem.replay import replay
@@ -38,6 +39,32 @@ def test_free_and_used_are_the_bytes_of_a_set(intervals):
     assert {byte for low, high in found.holes for byte in range(low, high)} == free
     assert found.free_bytes == len(free)
     assert all(a[1] < b[0] for a, b in zip(found.holes, found.holes[1:], strict=False))
+
+
+@given(st.lists(st.tuples(st.integers(0, 6), st.integers(1, 6)), max_size=7), st.integers(1, 40))
+@settings(max_examples=300, deadline=None)
+def test_the_least_that_makes_room_is_that_of_all_ways_to_free(spaces, needed):
+    rows, at = [], 5
+    for gap, size in spaces:
+        rows.append({"address": at + gap, "size_per_bank": size})
+        at += gap + size
+    end = at + 3
+    best = None
+    for kept in itertools.product((True, False), repeat=len(rows)):
+        left = [row for row, keep in zip(rows, kept, strict=True) if keep]
+        pieces = fragments([(r["address"], r["address"] + r["size_per_bank"]) for r in left], begin=5, end=end)
+        freed = sum(row["size_per_bank"] for row, keep in zip(rows, kept, strict=True) if not keep)
+        if freed and pieces.largest_free_bytes >= needed and (best is None or freed < best):
+            best = freed
+    found = smallest_release(rows, begin=5, end=end, needed_bytes=needed)
+    if max((b - a for a, b in fragments(
+        [(r["address"], r["address"] + r["size_per_bank"]) for r in rows], begin=5, end=end
+    ).holes), default=0) >= needed:  # fmt: skip
+        return
+    assert (None if found is None else found.freed_bytes) == best
+    if found is not None:
+        assert found.hole_bytes >= needed
+        assert found.freed_bytes == sum(row["size_per_bank"] for row in found.rows)
 
 
 def test_the_index_tells_one_hole_from_dust():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,9 @@ from ttmem.cli.peaks import main
 from ttmem.peaks import KINDS, Peaks
 from ttmem.reader import Host
 from ttmem.recording import RecordingWriter, read_host_for_recording
+from ttmem.replay import replay
 
+CAPTURES = Path(__file__).parent / "captures"
 N150 = {"arch": "wormhole_b0", "grid": (8, 8), "l1_cb_base": 105664, "l1_small_size": 24576}
 
 
@@ -139,6 +142,32 @@ def test_of_several_writers_the_sum_of_their_marks_is_only_a_bound():
     assert (dram.bytes, dram.exact, dram.at_most) == (memory["used_bytes"], False, memory["peak_bytes"])
 
 
+@pytest.mark.parametrize(
+    # The extractor adds up the CBs of a mesh's chips, and takes L1_SMALL for L1.
+    ("name", "chips", "has_l1_small"),
+    [
+        ("n150_conv", 1, True),
+        ("n150_mlp", 1, False),
+        ("p150_transformer", 1, False),
+        ("t3k_mesh_transformer", 8, False),
+    ],
+)
+def test_the_peaks_of_a_core_are_those_that_tt_metal_extracts_from_the_same_capture(name, chips, has_l1_small):
+    meta = json.loads((CAPTURES / f"{name}.meta.json").read_text())
+    (graph,) = (path for path in CAPTURES.glob(f"{name}.json*") if ".meta" not in path.name)
+    told = dict(re.findall(r"(CB|L1): +(\d+) bytes", meta["extract_resource_usage_per_core"]))
+    run, _ = replay(graph, publish=ttmem.publish, grid=tuple(meta["grid"]))
+    with run:
+        for publisher in run.publishers.values():
+            cores = publisher.core_peaks()
+            assert max(cb for _, _, cb, _ in cores) == int(told["CB"]) // chips
+            if not has_l1_small:
+                assert max(l1 for _, _, _, l1 in cores) == int(told["L1"])
+            peaks = Peaks()
+            peaks.add(publisher.snapshot())
+            assert [(c.x, c.y, c.cb_bytes) for c in peaks.cores()] == [(x, y, cb) for x, y, cb, _ in cores]
+
+
 # The command.
 
 
@@ -180,3 +209,18 @@ def test_the_command_watches_for_a_while(capsys):
         assert device["memory"]["dram"]["peak_bytes"] == 0
     assert main(["--json"]) == 1
     assert main(["x", "--for", "1"]) == 2
+
+
+def test_a_device_that_came_later_in_a_recording_is_found(capsys, tmp_path):
+    host = Host()
+    with ttmem.publish(0, **N150), RecordingWriter(tmp_path / "r") as writer:
+        writer.write(read_host_for_recording(host))
+        with ttmem.publish(5, **N150) as late:
+            late.deallocate(late.allocate("DRAM", 77, name="short"))
+            writer.write(read_host_for_recording(host))
+    host.close()
+    assert main([str(tmp_path / "r"), "-d", "5", "--json"]) == 0
+    (device,) = json.loads(capsys.readouterr().out)["devices"]
+    assert (device["memory"]["dram"]["peak_bytes"], device["memory"]["dram"]["peak_by"]) == (77, "short")
+    assert main([str(tmp_path / "r"), "-d", "6"]) == 1
+    assert "no moment" in capsys.readouterr().err

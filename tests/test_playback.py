@@ -211,6 +211,19 @@ def test_a_recording_is_played_at_the_pace_that_is_asked_for(tmp_path):
     assert slept == [0.5, 1.0]
 
 
+def test_a_recording_that_was_cut_is_played_as_far_as_it_goes_and_again(tmp_path):
+    record_capture(tmp_path / "r", "n150_conv", N150, 5)
+    data = (tmp_path / "r").read_bytes()
+    (tmp_path / "cut").write_bytes(data[: len(data) * 2 // 3])
+    with open_recording(tmp_path / "cut") as recording:
+        count, last = len(recording), recording[-1].devices
+    with Playback(tmp_path / "cut", publish_replay) as playback:
+        for _ in range(2):
+            assert playback.run().moments == count > 2
+            assert [figures(device) for device in read_live().devices] == [figures(device) for device in last]
+    assert read_live().devices == []
+
+
 @given(st.data())
 @settings(max_examples=200, deadline=None)
 def test_stand_ins_for_buffers_have_the_bytes_and_the_overlap_of_a_set(data):

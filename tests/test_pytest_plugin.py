@@ -120,8 +120,11 @@ def test_nothing_is_published():
 """
 
 CHEAP = """
+import sys
+
 def test_plain():
-    pass
+    found = {name for name in sys.modules if name in ("numpy", "ijson") or name.startswith("ttmem.")}
+    assert found == {"ttmem.pytest_plugin", "ttmem._version"}
 """
 
 
@@ -221,3 +224,8 @@ def test_once_installed_the_plugin_is_there_by_itself_once_and_without_a_warning
     assert outcomes(done)["test_beyond"] == "FAILED"
     assert done.stdout.count("ttmem: peaks of device memory") == 1
     assert "arning" not in done.stdout + done.stderr
+
+
+def test_without_a_mark_nothing_of_ttmem_or_numpy_is_imported(tmp_path):
+    done = run_pytest(tmp_path, CHEAP, installed=True)
+    assert outcomes(done) == {"test_plain": "PASSED"}, done.stdout

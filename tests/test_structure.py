@@ -20,7 +20,7 @@ LAYERS = [
     "publisher dumps capture _ttnn_hook _ttnn_feed",
     "tracker ttnn mesh recording diff soak exporter",
     "interpreter export pytest_plugin moments",
-    "replay",
+    "replay ttnn_capture",
     "clash playback",
     "thrown",
     "views",

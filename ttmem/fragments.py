@@ -92,6 +92,7 @@ def fragments_of(device: Mapping[str, Any]) -> Fragments | None:
         return None
     count = grid["x"] * grid["y"]
     intervals = _intervals(device, "L1")
+    # The end of L1's own buffers: L1_SMALL lies above.
     return None if intervals is None else fragments(intervals, begin=base // count, end=(total - small) // count)
 
 
@@ -103,6 +104,49 @@ def _intervals(device: Mapping[str, Any], buffer_type: str) -> list[tuple[int, i
     if any(row.get("address") is None or row.get("size_per_bank") is None for row in held):
         return None
     return [(row["address"], row["address"] + row["size_per_bank"]) for row in held]
+
+
+@dataclass(frozen=True, slots=True)
+class Release:
+    """Buffers that lie side by side, and the hole that there is once they are freed.
+
+    Attributes:
+        rows: the buffers, by address.
+        freed_bytes: bytes of a bank that they cover.
+        hole_bytes: bytes of a bank that are then free in one piece.
+    """
+
+    rows: tuple[Mapping[str, Any], ...]
+    freed_bytes: int
+    hole_bytes: int
+
+
+def smallest_release(rows: Iterable[Mapping[str, Any]], *, begin: int, end: int, needed_bytes: int) -> Release | None:
+    """Return the fewest bytes that make a hole large enough when they are freed; None if the region is too small.
+
+    Args:
+        rows: the live buffers of a bank, each with ``address`` and ``size_per_bank``.
+        begin: where the bank's region begins.
+        end: where it ends.
+        needed_bytes: of the hole.
+    """
+    held = sorted(
+        (row for row in rows if row["size_per_bank"] and begin <= row["address"] < end), key=lambda row: row["address"]
+    )
+    best: Release | None = None
+    first = freed = 0
+    for last, row in enumerate(held):
+        freed += row["size_per_bank"]
+        high = held[last + 1]["address"] if last + 1 < len(held) else end
+        while first <= last:
+            low = held[first - 1]["address"] + held[first - 1]["size_per_bank"] if first else begin
+            if high - low < needed_bytes:
+                break
+            if best is None or freed < best.freed_bytes:
+                best = Release(tuple(held[first : last + 1]), freed, high - low)
+            freed -= held[first]["size_per_bank"]
+            first += 1
+    return best
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,7 @@ from typing import Any
 from ttmem.clash import MAX_INVOLVED, Finding, LiveBuffer, advice
 from ttmem.cores import as_core_range_set
 from ttmem.errors import InvalidIntervalError
+from ttmem.fragments import Fragments, dram_fragments_of, fragments_of, smallest_release
 from ttmem.units import format_bytes, format_exact
 
 _RANGES = r"(?P<core_range>\{[^}]*\}|\[[^\]]*\])"
@@ -104,20 +105,28 @@ def core_range_text(text: str) -> str:
     return str(ranges.ranges[0]) if len(ranges) == 1 else str(ranges)
 
 
-def explain(thrown: Thrown, *, base: int | None = None, buffers: Sequence[LiveBuffer] = ()) -> list[str]:
+def explain(
+    thrown: Thrown,
+    *,
+    base: int | None = None,
+    buffers: Sequence[LiveBuffer] = (),
+    device: Mapping[str, Any] | None = None,
+) -> list[str]:
     """Return sentences that say what happened and what ends it.
 
     Args:
         thrown: the error.
         base: the device's CB base, if known.
         buffers: the live L1 buffers, if known.
+        device: the device object at hand, if there is one: as it was when the error came, or a little later.
     """
+    if thrown.kind == "out_of_memory":
+        return _out_of_memory(thrown.figures, device)
     return {
         "clash": _clash,
         "too_large": _too_large,
         "grid": _grid,
         "service_core": _service_core,
-        "out_of_memory": _out_of_memory,
         "global_cb": _global_cb,
     }[thrown.kind](thrown.figures, base, buffers, thrown)
 
@@ -176,20 +185,30 @@ def _service_core(f: Mapping[str, Any], base: int | None, buffers: Sequence[Live
     ]
 
 
-def _out_of_memory(f: Mapping[str, Any], base: int | None, buffers: Sequence[LiveBuffer], thrown: Thrown) -> list[str]:
+def _out_of_memory(f: Mapping[str, Any], device: Mapping[str, Any] | None) -> list[str]:
     kind, needed = f["buffer_type"], f["needed"]
     lines = [
         f"{format_bytes(f['size'])} of {kind} over {f['num_banks']} banks need {format_exact(needed)} bytes in each, "
         "in one piece"
     ]
     bank, free, largest = f.get("bank_size"), f.get("free"), f.get("largest_free")
+    pieces = _bank_of(kind, f["num_banks"], device)
+    if (free is None or largest is None) and pieces is not None:
+        free, largest = pieces.free_bytes, pieces.largest_free_bytes
+        bank = pieces.end - pieces.begin if bank is None else bank
+        lines.append("the text does not tell what is free; what follows is of the device at hand, as it is now")
     if bank is not None and needed > bank:
         lines.append(
             f"that is more than a whole bank of {format_exact(bank)} bytes: no freeing helps; shard over more banks, "
             "split the tensor" + (", or put it in DRAM" if kind != "DRAM" else "")
         )
-    elif free is None or largest is None:
+        return lines
+    if free is None or largest is None:
         lines.append("the text does not tell what is free: TT-Metal prints it since #32150; see ttmem-dump --map X,Y")
+    elif largest >= needed:
+        lines.append(
+            f"now the largest free piece has {format_exact(largest)} bytes, which is enough: what was in the way is gone"
+        )
     elif free >= needed:
         lines.append(
             f"{format_exact(free)} bytes are free in each bank, but the largest piece has {format_exact(largest)}: "
@@ -205,15 +224,48 @@ def _out_of_memory(f: Mapping[str, Any], base: int | None, buffers: Sequence[Liv
             f"only {format_exact(free)} of {format_exact(bank)} bytes are free in each bank: free at least "
             f"{format_exact(needed - free)} bytes per bank"
         )
-    if kind == "L1" and buffers and not (bank is not None and needed > bank):
-        named = sorted(buffers, key=lambda b: -(b.size_per_bank or 0))[:4]
+    return lines + _to_free(kind, needed, device, pieces)
+
+
+def _bank_of(kind: str, num_banks: int, device: Mapping[str, Any] | None) -> Fragments | None:
+    """Return how a bank of the device at hand is cut up; None if that is not known."""
+    if device is None:
+        return None
+    if kind == "L1":
+        return fragments_of(device)
+    found = dram_fragments_of(device, num_banks=num_banks) if kind == "DRAM" else None
+    return found.pieces if found is not None and found.end_known else None
+
+
+def _to_free(kind: str, needed: int, device: Mapping[str, Any] | None, pieces: Fragments | None) -> list[str]:
+    """Return what could be freed: the least that makes a hole large enough, then the largest buffers there are."""
+    held = [
+        row
+        for row in (device or {}).get("buffers") or ()
+        if row.get("buffer_type") == kind and row.get("address") is not None and row.get("size_per_bank")
+    ]
+    lines = []
+    least = None
+    if pieces is not None and pieces.largest_free_bytes < needed:
+        least = smallest_release(held, begin=pieces.begin, end=pieces.end, needed_bytes=needed)
+    if least is not None:
+        which = "this buffer" if len(least.rows) == 1 else f"these {len(least.rows)} buffers side by side"
         lines.append(
-            "the largest live L1 buffers: "
-            + "; ".join(
-                f"{format_bytes(b.size_per_bank)} per bank at {b.address} from {b.name or 'unnamed'}" for b in named
-            )
+            f"to free {which} is the least that makes room, {format_exact(least.freed_bytes)} bytes per bank for a "
+            f"piece of {format_exact(least.hole_bytes)}: {_named(least.rows)}"
         )
+    if held:
+        largest = sorted(held, key=lambda row: -row["size_per_bank"])
+        lines.append(f"the largest live {kind} buffers: {_named(largest)}")
     return lines
+
+
+def _named(rows: Sequence[Mapping[str, Any]]) -> str:
+    text = "; ".join(
+        f"{format_bytes(row['size_per_bank'])} per bank at {row['address']} from {row.get('name') or 'unnamed'}"
+        for row in rows[:4]
+    )
+    return text + (f" and {len(rows) - 4} more" if len(rows) > 4 else "")
 
 
 def _global_cb(f: Mapping[str, Any], base: int | None, buffers: Sequence[LiveBuffer], thrown: Thrown) -> list[str]:

@@ -87,12 +87,13 @@ def _at_hand(paths: Sequence[str], wanted: Sequence[str] | None, tell: Tell) -> 
 def _texts(errors: Sequence[Thrown], dump: Dump, args: argparse.Namespace) -> int:
     """Print what was thrown, explained."""
     given = geometry_of(args).l1_cb_base
-    base, buffers = given, ()
+    base, buffers, device = given, (), None
     # With several devices it is not known which of them threw.
     if len(dump.devices) == 1:
-        base = cb_base_of(dump.devices[0]) if given is None else given
-        buffers = tuple(live_buffers(dump.devices[0].get("buffers") or ()))  # type: ignore[assignment]
-    explained = [(error, explain(error, base=base, buffers=buffers)) for error in errors]
+        (device,) = dump.devices
+        base = cb_base_of(device) if given is None else given
+        buffers = tuple(live_buffers(device.get("buffers") or ()))  # type: ignore[assignment]
+    explained = [(error, explain(error, base=base, buffers=buffers, device=device)) for error in errors]
     clashes = [finding_of(error, buffers) for error in errors if error.kind == "clash"]
     if args.json:
         whole = {

@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 
 from ttmem.cli import EXIT_DONE, EXIT_NOTHING, seconds_between
 from ttmem.cli.screens import screen_of
-from ttmem.cli.sources import NothingError, UsageError, live_devices, run, select_devices, write
+from ttmem.cli.sources import NothingError, UsageError, device_filter, live_devices, run, select_devices, write
 from ttmem.dumps import Dump, DumpError, kind_of_file, read_dump
 from ttmem.peaks import HostPeaks
 from ttmem.recording import open_recording
@@ -67,13 +67,15 @@ def _of_recording(path: str, wanted: Sequence[str] | None) -> HostPeaks:
     with open_recording(path) as recording:
         if not len(recording):
             raise NothingError(f"{path} is a recording without any moment in it")
+        test = device_filter(wanted)
         for index, dump in enumerate(recording):
-            there = select_devices(dump, wanted) if dump.devices and (wanted is None or not index) else dump.devices
-            peaks.add(there, dump.taken_ns)
+            peaks.add([device for device in dump.devices if test(device)], dump.taken_ns)
             if not index:
                 for device in peaks.devices.values():
                     # What was before the recording began is no peak of the recording.
                     device.reset()
+        if not peaks.devices:
+            raise NothingError(f"no moment of {path} has such a device: {', '.join(wanted or ('any',))}")
     return peaks
 
 
