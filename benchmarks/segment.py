@@ -169,6 +169,15 @@ def timed(call: Callable[[], Any], count: int) -> list[float]:
     return result
 
 
+def timed_after(change: Callable[[], Any], call: Callable[[], Any], count: int) -> list[float]:
+    """Time single calls, each after a change that is not timed."""
+    result = []
+    for _ in range(count):
+        change()
+        result += timed(call, 1)
+    return result
+
+
 def measure_ours(loops: Any, rounds: int) -> list[Row]:
     """Measure ttmem: updates, reads, start."""
     rows = []
@@ -192,6 +201,10 @@ def measure_ours(loops: Any, rounds: int) -> list[Row]:
                 rows.append(
                     Row("snapshot() of a 140-core device", 20e3, *figures(timed(reader.snapshot, 100 * rounds)))
                 )
+                changed = timed_after(
+                    lambda: publisher.unload_kernel(publisher.load_kernel(64)), reader.snapshot, 20 * rounds
+                )
+                rows.append(Row("the same, after an update each time", None, *figures(changed)))
                 whole = timed(lambda: reader.snapshot().to_dict(), 2 * rounds)
                 rows.append(Row("snapshot().to_dict() of it, 140 cores", None, *figures(whole)))
                 cores = timed(lambda: reader.snapshot().cores, 10 * rounds)
