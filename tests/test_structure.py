@@ -18,7 +18,7 @@ LAYERS = [
     "segment snapshot _ledger _open_file",
     "reader _publisher",
     "publisher dumps capture _ttnn_hook _ttnn_feed",
-    "tracker ttnn mesh recording diff soak exporter",
+    "tracker ttnn mesh recording diff soak exporter process_peaks",
     "interpreter export pytest_plugin moments",
     "replay",
     "clash playback",

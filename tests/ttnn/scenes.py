@@ -218,6 +218,23 @@ def tracked(name, mesh=""):
     )
 
 
+def peaked():
+    """Let a tracked workload run between a reset of the marks and a look at them, as a limited test does."""
+    import ttmem.ttnn
+    from ttmem.process_peaks import ProcessPeaks
+
+    bench = Bench()
+    held = bench.tensor(1, 1, 512, 512, memory=L1)
+    tracker = ttmem.ttnn.track(bench.device)
+    with ProcessPeaks() as peaks:
+        other = bench.tensor(1, 1, 1024, 1024, memory=L1)
+        ttnn.deallocate(other)
+        ttnn.add(held, held)
+    with ProcessPeaks() as quiet:
+        tracker.stop()
+    answer(rows=peaks.rows(), quiet=quiet.rows())
+
+
 def closed():
     """Close the device under the tracker, with tensors alive, from before and from after its start."""
     import ttmem
@@ -284,6 +301,6 @@ def overhead(what="track", rounds="30"):
     )
 
 
-SCENES = (figures, counts, pretended, threads, overlap, clash, undone, tracked, closed, overhead)
+SCENES = (figures, counts, pretended, threads, overlap, clash, undone, tracked, peaked, closed, overhead)
 if __name__ == "__main__":
     {scene.__name__: scene for scene in SCENES}[sys.argv[1]](*sys.argv[2:])
