@@ -5,13 +5,19 @@ import contextlib
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.text import Text
+
+if TYPE_CHECKING:
+    from ttmem.snapshot import Snapshot
+    from ttmem.views.text import Screen
 
 ROOT = Path(__file__).resolve().parent.parent
 SCREENS = ROOT / "docs" / "screens"
@@ -22,7 +28,7 @@ WIDTH = 100
 SPEED = "0.05"
 """The capture lasted about a second: slowed down, the charts of ttmem-top have something to show."""
 TOP_SIZE = (110, 34)
-PAGE_SIZE = (1280, 1430)
+PAGE_SIZE = (1280, 1700)
 
 
 def without_network(svg: str) -> str:
@@ -46,7 +52,7 @@ def picture(name: str, title: str, ansi: str) -> None:
 
 
 async def top(replay: list[str]) -> subprocess.Popen[str]:
-    """Watch a replay in ttmem-top, write its picture when everything is published, and return the replay."""
+    """Watch a replay in ttmem-top, write its pictures when everything is published, and return the replay."""
     from ttmem.top.app import TopApp
     from ttmem.top.model import Model
     from ttmem.top.source import LiveSource, Sampler
@@ -63,24 +69,39 @@ async def top(replay: list[str]) -> subprocess.Popen[str]:
         # A sample and a painting that are newer than the end.
         await pilot.pause(1.0)
         write("top.svg", app.export_screenshot(title="ttmem-top"))
+        await pilot.press("2")
+        await pilot.pause()
+        write("top_cores.svg", app.export_screenshot(title="ttmem-top, the cores of a device"))
     return writer
 
 
-def page() -> None:
-    """Write the HTML report's picture, where there is a Chromium to draw it."""
+def page(recording: Path) -> None:
+    """Write the picture of a recording's page, where there is a Chromium to draw it."""
     binary = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if binary is None:
         print("html.png is left as it is: there is no chromium here", file=sys.stderr)
         return
     with tempfile.TemporaryDirectory() as directory:
         report = Path(directory) / "report.html"
-        subprocess.run([sys.executable, "-m", "ttmem", "dump", "--html", report], check=True, cwd=ROOT)
+        command = [sys.executable, "-m", "ttmem", "dump", "--html", str(report), str(recording)]
+        subprocess.run(command, check=True, cwd=ROOT)
         size = f"--window-size={PAGE_SIZE[0]},{PAGE_SIZE[1]}"
         flags = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
         flags += " --disable-component-update --disable-sync --hide-scrollbars"
         shot = f"--screenshot={SCREENS / 'html.png'}"
         command = [binary, *flags.split(), f"--user-data-dir={directory}/profile", size, shot, report.as_uri()]
         subprocess.run(command, check=True, capture_output=True, timeout=120)
+
+
+def address_map(snapshot: "Snapshot", screen: "Screen") -> str:
+    """Return what `ttmem-dump --map 0,0` prints of a device."""
+    from ttmem.views.address import render_map
+    from ttmem.views.holders import Holders
+
+    device = snapshot.to_dict()
+    holders = Holders(device, snapshot.buffers())
+    details = holders.details(0, 0, snapshot.core_map(0, 0))
+    return render_map(device, (0, 0), details, screen, holdings=holders.on(0, 0))
 
 
 def main() -> None:
@@ -92,8 +113,13 @@ def main() -> None:
         os.environ.pop("NO_COLOR", None)
         sys.path.insert(0, str(ROOT))
         command = [sys.executable, "-m", "ttmem", "replay", str(CAPTURE), *GEOMETRY, "--speed", SPEED, "--hold"]
+        recording = Path(directory) / "run.ttmem"
+        record = [sys.executable, "-m", "ttmem", "record", "-o", str(recording), "-i", "0.1"]
+        recorder = subprocess.Popen(record, stderr=subprocess.DEVNULL)
         writer = asyncio.run(top(command))
         try:
+            recorder.send_signal(signal.SIGINT)
+            recorder.wait(60)
             from ttmem.reader import read_host
             from ttmem.views.dump import render_devices
             from ttmem.views.heat import render_heat_map
@@ -105,7 +131,8 @@ def main() -> None:
             picture("dump.svg", "ttmem-dump", render_devices(devices, screen, now_ns=reading.taken_ns))
             heat = "\n".join(render_heat_map(device, screen, metric="cb_physical") for device in devices)
             picture("cores.svg", "ttmem-dump --cores", heat)
-            page()
+            picture("map.svg", "ttmem-dump --map 0,0", "\n".join(address_map(one, screen) for one in reading.devices))
+            page(recording)
         finally:
             writer.terminate()
             with contextlib.suppress(subprocess.TimeoutExpired):

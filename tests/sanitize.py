@@ -118,7 +118,7 @@ def thread() -> None:
     environment = interpreter("tsan", place)
     main = NATIVE / "threads_main.py"
     run(*plain, sys.executable, main, **environment)
-    print("block: no race")
+    print("block and ledger: no race")
     if "data race" not in run(*plain, sys.executable, main, "unlocked", expected=None, **environment):
         sys.exit("the thread sanitizer did not see what the lock is for")
     print("block-unlocked: the race was seen")

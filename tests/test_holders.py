@@ -100,6 +100,16 @@ def test_many_programs_neither_cut_a_range_to_pieces_nor_fill_the_screen() -> No
     assert len(holding_lines(held.on(0, 0), Screen(), limit=5)) == 5
 
 
+def test_on_a_narrow_screen_names_come_before_the_ends_of_ranges() -> None:
+    made = device(program("softmax", cb(105664, 4096)))
+    held = Holders(made, [])
+    told = held.details(0, 0, {"cb_ranges": [(105664, 109760)], "l1_ranges": []})
+    narrow, wide = (render_map(made, (0, 0), told, Screen(width), holdings=held.on(0, 0)) for width in (44, 80))
+    assert "0x019cc0      4.0 KiB  █ CB: softmax" in narrow
+    assert "0x019cc0  0x01acc0      4.0 KiB  █ CB: softmax" in wide
+    assert all(len(line) <= 44 for line in narrow.splitlines())
+
+
 def test_programs_that_take_the_same_are_one_line() -> None:
     rows = [program("norm", cb(105664, 4096), program_id=i, count=2) for i in range(3)]
     ((one),) = Holders(device(*rows), []).on(1, 1)

@@ -732,6 +732,15 @@ def test_what_a_file_cannot_do_is_wrong_usage(recorded_file: Any, wrong: list[st
     assert main([str(recorded_file[0]), *wrong]) == 2
 
 
+def test_a_file_behind_cores_is_no_figure(recorded_file: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--cores", str(recorded_file[0])]) == 0
+    assert "physical CB of each core" in capsys.readouterr().out
+    assert main(["--cores", "cb_peak", str(recorded_file[0])]) == 0
+    assert "peak of the physical CB" in capsys.readouterr().out
+    assert main(["--cores", "cb_peek"]) == 2
+    assert "'cb_peek' is none of cb_physical" in capsys.readouterr().err
+
+
 def test_a_moment_needs_a_file() -> None:
     assert main(["--at", "last"]) == 2
 

@@ -181,6 +181,9 @@ def test_the_writers_code_has_the_models_order() -> None:
     assert found == ["for side in", "ttm_latch_turn(&self.control.seq", "copy_words"]
     turn = (SOURCE / "_latch.h").read_text().partition("ttm_latch_turn(uint64_t")[2].partition("}")[0]
     assert re.findall(r"ttm_\w+\(", turn) == ["ttm_store_release(", "ttm_fence_release("]
+    line = (SOURCE / "_latch.h").read_text().partition("ttm_latch_commit_line(uint64_t")[2].partition("}")[0]
+    found = re.findall(r"ttm_latch_turn\(|ttm_store\(image\d", line)
+    assert found == ["ttm_latch_turn(", *["ttm_store(image0"] * 8, "ttm_latch_turn(", *["ttm_store(image1"] * 8]
 
 
 @needs_source

@@ -546,6 +546,22 @@ def test_fragmentation_is_the_free_share_outside_the_largest_gap() -> None:
     assert corepage.fragmentation(CoreLayout(None, 0, 0), ranges) is None
 
 
+def test_a_recording_has_an_address_map_of_its_programs_and_buffers() -> None:
+    device = made.n150()
+    everywhere = {"core_ranges": "{[0-0 - 7-7]}", "kind": "circular_buffer"}
+    cbs = [{"address": 105664, "size": 4096, **everywhere}, {"address": 205664, "size": 4096, **everywhere}]
+    device["programs"] = [{**device["programs"][0], "name": "softmax", "circular_buffers": cbs}]
+    device["memory"]["l1"]["used_bytes"] = 0
+    shown = Shown(("id", 0), Snapshot.of_dict(device), None)
+    text = "".join(
+        text for line in corepage.address_lines(shown, corepage.CoreOptions(), Screen(), 30) for text, _ in line
+    )
+    assert text.count("CB: softmax") == 2
+    # Free: between the two CBs, and from there to the top.
+    top, gap = 1499136 - 24576 - 209760, 205664 - 109760
+    assert set(corepage.values_of(shown, "fragmentation").values()) == {round(1000 * gap / (gap + top))}
+
+
 def test_a_dump_has_no_address_map_and_says_so() -> None:
     shown = Shown(("id", 0), Snapshot.of_dict(made.n150()), None)
     lines = corepage.address_lines(shown, corepage.CoreOptions(), Screen(), 10)

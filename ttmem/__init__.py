@@ -3,7 +3,7 @@
 from ttmem._version import __version__
 
 # What a type checker sees. At run time a name is imported when it is first asked for: a reader pays for no writer, and nobody
-# for what only some need.
+# for what only some need. A process that gives up its rights to read files mentions what it will use before.
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from ttmem._publisher import Publisher

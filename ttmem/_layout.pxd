@@ -163,3 +163,5 @@ cdef extern from "_atomic.h" nogil:
 
 cdef extern from "_latch.h" nogil:
     void ttm_latch_turn(uint64_t *seq, uint64_t value)
+    void ttm_latch_commit_line(uint64_t *seq, uint64_t *updated_ns, uint64_t now_ns, uint64_t *image0, uint64_t *image1,
+                               const uint64_t *record)

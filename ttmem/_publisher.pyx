@@ -227,7 +227,7 @@ cdef class Publisher(Ledger):
         # Once a second, on a clock that costs next to nothing, see whether somebody deleted the file.
         cdef uint64_t now
         if self.file is not None:
-            now = self.block.updated_ns
+            now = ttm_load(&self.block.updated_ns)  # not under the lock: any of its values will do
             if now > self.checked_ns + 1000000000:
                 self.checked_ns = now
                 self.check_file()

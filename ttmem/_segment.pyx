@@ -69,6 +69,7 @@ from ttmem._layout cimport (
     ttm_file_control,
     ttm_file_header,
     ttm_key,
+    ttm_latch_commit_line,
     ttm_latch_turn,
     ttm_load,
     ttm_section,
@@ -483,7 +484,21 @@ cdef class DeviceBlock:
             return
         self.version += 1
         if now_ns:
-            self.updated_ns = now_ns
+            ttm_store(&self.updated_ns, now_ns)  # read without the lock, too
+        if self.dirty_count == 1:
+            kind = <uint32_t> (self.dirty[0] >> 32)
+            index = <uint32_t> self.dirty[0]
+            if self.section[kind].words == TTM_LINE_WORDS:
+                offset = self.section[kind].offset + <uint64_t> index * self.section[kind].stride
+                record = <uint64_t *> (self.shadow + offset)
+                record[TTM_LINE_WORDS - 1] = ttm_tag(keys, record, TTM_LINE_WORDS - 1, self.dirty[0], self.version)
+                self.is_dirty[self.first[kind] + index] = 0
+                self.dirty_count = 0
+                ttm_latch_commit_line(
+                    &self.control.seq, &self.control.updated_ns, self.updated_ns, <uint64_t *> (self.image[0] + offset),
+                    <uint64_t *> (self.image[1] + offset), record,
+                )
+                return
         for i in range(self.dirty_count):
             kind = <uint32_t> (self.dirty[i] >> 32)
             index = <uint32_t> self.dirty[i]

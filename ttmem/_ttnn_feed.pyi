@@ -1,11 +1,12 @@
 from collections.abc import Mapping
+from typing import Any
 
 from ttmem._ledger import Ledger
 
 sink: object
 
 class Feed:
-    def __init__(self, publisher: Ledger, before: Mapping[int, int] | None = None) -> None: ...
+    def __init__(self, publisher: Ledger, before: Mapping[Any, int] | None = None) -> None: ...
     @property
     def refused(self) -> int: ...
     @property

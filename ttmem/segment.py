@@ -61,12 +61,19 @@ SCHEMA = b"""ttmem 1: u64 words; a record's last word is its tag
 
 def shm_directory() -> Path:
     """Return where segments lie: TTMEM_SHM_DIR, else /dev/shm."""
-    return Path(os.environ.get("TTMEM_SHM_DIR") or "/dev/shm")
+    return _path(os.environ.get("TTMEM_SHM_DIR") or "/dev/shm")
+
+
+_path = lru_cache(maxsize=8)(Path)
 
 
 def namespace() -> str:
     """Return TTMEM_NAMESPACE in the form that file names carry; empty for the default one."""
-    given = os.environ.get("TTMEM_NAMESPACE", "")
+    return _component(os.environ.get("TTMEM_NAMESPACE", ""))
+
+
+@lru_cache(maxsize=8)
+def _component(given: str) -> str:
     # Names are one path component of bounded length, whatever the user chose.
     return re.sub(rb"[^A-Za-z0-9_-]", lambda m: b"=%02x" % m[0][0], os.fsencode(given)).decode()[:100]
 
@@ -90,11 +97,17 @@ def _file_mode() -> int:
 
 
 def _read(path: str) -> bytes:
+    # Not open(): a file of /proc is read in one piece, and a start has some of them to read.
     try:
-        with open(path, "rb") as file:
-            return file.read()
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
         return b""
+    try:
+        return os.read(fd, 4096)
+    except OSError:
+        return b""
+    finally:
+        os.close(fd)
 
 
 def start_ticks(pid: int | str) -> int:
@@ -115,6 +128,12 @@ def pid_namespace() -> int:
         return os.stat("/proc/self/ns/pid").st_ino
     except OSError:
         return 0
+
+
+@lru_cache(maxsize=1)
+def _oneself(owner: int) -> tuple[int, int]:
+    """Return this process's start time and pid namespace, which stay as they are; ``owner``: its token."""
+    return start_ticks("self"), pid_namespace()
 
 
 _FLOCK = struct.Struct("hhqqi4x")
@@ -191,7 +210,7 @@ class WriterFile:
         return offset
 
     def _create(self, block: DeviceBlock, device_id: int, geometry: Geometry, origin: int) -> None:
-        started = start_ticks("self")
+        started, pidns_inode = _oneself(self.owner)
         name = f"{file_prefix(self.space)}{os.getuid()}.{os.getpid()}.{started}.{os.urandom(8).hex()}"
         path = self.directory / name
         # Not inherited across exec; a child forked before the close below holds the lock until it execs or ends.
@@ -205,7 +224,7 @@ class WriterFile:
                 pid=os.getpid(),
                 uid=os.getuid(),
                 start_ticks=started,
-                pidns_inode=pid_namespace(),
+                pidns_inode=pidns_inode,
                 created_ns=time.time_ns(),
                 lock_mode=LOCK_OFD if lock(fd) else LOCK_NONE,
                 process_name=_read("/proc/self/comm").strip(),
@@ -244,12 +263,11 @@ class WriterFile:
 
     def _link(self, fd: int, hidden: Path | None, path: Path) -> None:
         # linkat rather than rename: it fails where the name exists, and never replaces somebody's file.
-        source = f"/proc/self/fd/{fd}" if hidden is None else str(hidden)
-        directory = os.open(self.directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.link(source, path.name, src_dir_fd=directory, dst_dir_fd=directory, follow_symlinks=True)
-        finally:
-            os.close(directory)
+        if hidden is not None:
+            os.link(hidden, path)
+        else:
+            # Any descriptor will do: it is what makes this linkat, which can follow the link.
+            os.link(f"/proc/self/fd/{fd}", path, src_dir_fd=fd, follow_symlinks=True)
 
     def lost(self) -> bool:
         """Tell whether the file is no longer there under its name: somebody deleted or replaced it."""
@@ -361,7 +379,7 @@ def collect(directory: Path, space: str, *, grace_ns: int = GRACE_NS, dry_run: b
     # A writer that died before its file had its name left it under the hidden one, where nameless files are not to be had.
     prefixes = (file_prefix(space), f".{file_prefix(space)}")
     try:
-        names = [entry.name for entry in os.scandir(directory) if entry.name.startswith(prefixes)]
+        names = [name for name in os.listdir(directory) if name.startswith(prefixes)]
     except OSError:
         return []
     for name in sorted(names):

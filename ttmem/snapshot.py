@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from ttmem._reading import BlockReading, cbs_of, core_table
+from ttmem._core_table import core_table
+from ttmem._reading import BlockReading, cbs_of
 from ttmem.cores import CoreCoord
 from ttmem.model import CB_KINDS
 

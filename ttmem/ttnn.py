@@ -16,23 +16,30 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ttmem import _ttnn_feed, _ttnn_hook
+try:
+    from ttmem import _ttnn_feed, _ttnn_hook
+except ImportError:
+    # They are not built for this machine: graph captures are what remains.
+    _ttnn_hook = None  # type: ignore[assignment]
 from ttmem._publisher import Publisher
 from ttmem.errors import TtmemError
 from ttmem.model import WORKER_L1_SIZE, BufferType, parse_arch
 from ttmem.publisher import publish
 from ttmem.region import RegionProcess, find_regions, read_region
 
+if TYPE_CHECKING:
+    from ttmem.ttnn_capture import CaptureTracker
+
 log = logging.getLogger("ttmem")
 
 CHECK_SECONDS = 1.0
 """How often a tracker sees whether the hook is still on and its files are still there."""
-PROGRAMS_BEFORE, BUFFERS_BEFORE = 1, 2
-"""Notes of a publisher (``enum ttm_note``)."""
 REGION_DIRECTORY = Path("/dev/shm")
 """Where TT-Metal of this very process has its regions, whatever TTMEM_SHM_DIR says."""
+NOTE_PROGRAMS_BEFORE, NOTE_BUFFERS_BEFORE, NOTE_WINDOWED = 1, 2, 4
+"""What readers are told of the figures as a whole: ``enum ttm_note`` in ``_layout.h``."""
 REGION_FIELDS = {
     BufferType.DRAM: "dram_bytes",
     BufferType.L1: "l1_bytes",
@@ -104,6 +111,10 @@ def _switch_off(reason: str) -> None:
         warnings.warn(f"ttmem no longer follows ttnn: {reason}", RuntimeWarning, stacklevel=2)
 
 
+def _disabled() -> bool:
+    return os.environ.get("TTMEM_DISABLE", "0") not in ("", "0")
+
+
 class Tracker:
     """Publishes what ttnn does on the chips of a device or mesh; made by :func:`track`.
 
@@ -129,8 +140,11 @@ class Tracker:
         self._wake = threading.Event()
         self._keeper: threading.Thread | None = None
 
-    def start(self) -> "Tracker":
+    def start(self, *, quiet: bool = False) -> "Tracker":
         """Start following; if that cannot be, warn once and do nothing more.
+
+        Args:
+            quiet: leave the warning to the caller.
 
         Returns:
             The tracker itself.
@@ -142,8 +156,13 @@ class Tracker:
             if self.active:
                 return self
             self.warnings = []
-            if os.environ.get("TTMEM_DISABLE", "0") not in ("", "0"):
+            if _disabled():
                 self.reason = "TTMEM_DISABLE is set"
+                return self
+            if _ttnn_hook is None:
+                self.reason = "the hook is not built for this machine"
+                if not quiet:
+                    warnings.warn(f"ttmem does not follow ttnn: {self.reason}", RuntimeWarning, stacklevel=3)
                 return self
             first = not _trackers
             if first:
@@ -159,7 +178,8 @@ class Tracker:
                 raise
             if self.reason:
                 self._leave(first)
-                warnings.warn(f"ttmem does not follow ttnn: {self.reason}", RuntimeWarning, stacklevel=3)
+                if not quiet:
+                    warnings.warn(f"ttmem does not follow ttnn: {self.reason}", RuntimeWarning, stacklevel=3)
                 return self
         atexit.register(self.stop)
         self._wake.clear()
@@ -199,13 +219,13 @@ class Tracker:
             if slot is None:
                 self._warn(
                     publisher,
-                    BUFFERS_BEFORE,
+                    NOTE_BUFFERS_BEFORE,
                     f"TT-Metal has no region of chip {chip} for this process: what was allocated before is not known",
                 )
             if _ttnn_hook.total_cb(chip):
                 self._warn(
                     publisher,
-                    PROGRAMS_BEFORE,
+                    NOTE_PROGRAMS_BEFORE,
                     f"programs that were laid out on chip {chip} before tracking began are not known",
                 )
             self.feeds[chip] = _ttnn_feed.Feed(publisher, before)
@@ -293,16 +313,34 @@ def _probe(device: Any) -> Iterator[None]:
         ttnn.deallocate(tensor)
 
 
-def track(device: Any) -> Tracker:
+def track(device: Any, *, method: str = "auto") -> "Tracker | CaptureTracker":
     """Follow what ttnn does on an open device or mesh, and publish every chip of it, until the tracker is stopped.
 
     Args:
         device: what ``ttnn.open_device`` or ``ttnn.open_mesh_device`` returned.
+        method: ``hook`` follows TT-Metal's own calls; ``capture`` makes short graph captures, which tell less
+            (see :mod:`ttmem.ttnn_capture`); ``auto`` does so, with a warning, where the hook cannot be had.
 
     Returns:
         A context manager that is following already, or, with one warning, is not active and tells the `reason`.
 
     Raises:
         AlreadyPublishedError: this process publishes one of the chips already.
+        ValueError: there is no such method.
     """
-    return Tracker(device).start()
+    if method not in ("auto", "hook", "capture"):
+        raise ValueError(f"method must be auto, hook or capture, got {method!r}")
+    tracker = Tracker(device)
+    if method != "capture":
+        tracker.start(quiet=method == "auto")
+    if method == "hook" or tracker.active or _disabled():
+        return tracker
+    from ttmem.ttnn_capture import CaptureTracker
+
+    if method == "auto":
+        warnings.warn(
+            f"ttmem follows ttnn through graph captures, which tell less: {tracker.reason}",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+    return CaptureTracker(device).start()

@@ -1,4 +1,4 @@
-"""A device's block driven by threads without the GIL, for the thread sanitizer: compiled callers hold none."""
+"""A device's block and ledger driven by threads without the GIL, for the thread sanitizer: compiled callers hold none."""
 
 from libc.stdint cimport uint64_t
 
@@ -12,6 +12,7 @@ from ttmem._layout cimport (
     ttm_lock_acquire,
     ttm_lock_release,
 )
+from ttmem._ledger cimport Ledger
 from ttmem._segment cimport DeviceBlock
 
 
@@ -61,3 +62,20 @@ cdef class SharedBlock:
                 for word in range(1, TTM_LINE_WORDS - 1):
                     torn += copy[word] != copy[0]
         return torn
+
+
+def drive(Ledger ledger, uint64_t first_id, uint64_t count, uint64_t program):
+    """Enter and leave buffers and kernels, and dispatch a program, as the hook in a ttnn process does; return failures."""
+    cdef uint64_t i, failures = 0
+    with nogil:
+        for i in range(first_id, first_id + count):
+            if ledger.enter():
+                failures += 1
+                continue
+            failures += ledger.buffer_allocated_locked(i, 0, 100, 0, 0, 0, NULL, b"buffer", 6) != 0
+            failures += ledger.kernel_loaded_locked(i, 10, False) != 0
+            ttm_lock_release(&ledger.lock)
+            failures += ledger.program_dispatched(program) != 0
+            failures += ledger.buffer_freed(i) != 0
+            failures += ledger.kernel_unloaded(i) != 0
+    return failures

@@ -57,6 +57,11 @@ class Actor:
         self.tracker = ttmem.ttnn.track(self.bench.device)
         return {"active": self.tracker.active, "reason": self.tracker.reason}
 
+    def lose_hook(self):
+        """Be a machine for which the hook is not built."""
+        sys.modules["ttmem._ttnn_hook"] = None
+        return {}
+
     def hook(self):
         """Follow TT-Metal's calls and leave what they mean to the test."""
         from ttmem import _ttnn_hook

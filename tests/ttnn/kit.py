@@ -20,7 +20,8 @@ HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
 LINKER = "riscv64-unknown-elf-ld"
 COMPILER = "riscv64-unknown-elf-gcc"
-BUILD_TOOLS = ("cython>=3.1,<4", "numpy", "setuptools>=77")
+NEEDED = ("cython>=3.1,<4", "ijson>=3.2", "numpy", "setuptools>=77")
+"""What ttmem needs of a Python with ttnn: to be built, and to follow."""
 
 
 class UnavailableError(Exception):
@@ -174,8 +175,8 @@ def environment(version: str, work: Path) -> Environment:
             )
     _put_stand_in(venv)
     python = venv / "bin" / "python"
-    if not _output(python, "-c", "import Cython, numpy, setuptools; print('yes')"):
-        subprocess.run([venv / "bin" / "pip", "install", "-q", *BUILD_TOOLS], check=True)
+    if not _output(python, "-c", "import Cython, ijson, numpy, setuptools; print('yes')"):
+        subprocess.run([venv / "bin" / "pip", "install", "-q", *NEEDED], check=True)
     tag = _output(python, "-c", "import sys; print(sys.implementation.cache_tag)")
     library = work / f"library-{tag}"
     if not library.exists():

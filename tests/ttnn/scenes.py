@@ -235,6 +235,129 @@ def peaked():
     answer(rows=peaks.rows(), quiet=quiet.rows())
 
 
+def captured(name, mesh=""):
+    """Follow a workload by graph captures, as where the hook cannot be had, and read it back."""
+    import ttmem
+    import ttmem.ttnn
+
+    bench = Bench([int(n) for n in mesh.split("x")] if mesh else None)
+    early = bench.tensor(1, 1, 64, 64, memory=L1)
+    hook.start = lambda: "there is no such call"
+    with warnings.catch_warnings(record=True) as raised:
+        warnings.simplefilter("always")
+        tracker = ttmem.ttnn.track(bench.device)
+    plain = {kind: kind.__call__ for kind in (type(ttnn.add),)}
+    first = WORKLOADS[name](bench)
+    windows, late = tracker.windows, bench.tensor(1, 1, 512, 512, memory=L1)
+    second = WORKLOADS[name](bench)
+    again = tracker.windows - windows
+    bench.refresh()
+    tracker.sync()
+    theirs, ours, lowest, devices = regions(), {}, {}, {}
+    for chip in bench.device.get_device_ids():
+        with ttmem.attach(chip) as reader:
+            devices[chip] = reader.snapshot().to_dict()
+        memory = devices[chip]["memory"]
+        ours[chip] = {key: memory[key]["used_bytes"] for key in ("dram", "l1", "l1_small", "trace")}
+        ours[chip]["cb"] = memory["cb"]["physical_bytes"]
+        lowest[chip] = min(core["l1_lowest_address"] for core in devices[chip]["cores"])
+    addresses = [
+        t.buffer_address() for t in (*first, *second, early, late) if t is not None and "L1" in repr(t.memory_config())
+    ]
+    bench.device.clear_program_cache()
+    x = bench.tensor(1, 1, 32, 32)
+    y = ttnn.add(x, x)
+    one = next(iter(ours))
+    cleared = [row["name"] for row in ttmem.attach(one).snapshot().to_dict()["programs"]]
+    missed, tracker_warnings = tracker.missed, tracker.warnings
+    tracker.stop()
+    answer(
+        raised=[str(warning.message) for warning in raised],
+        ours=ours,
+        theirs={chip: theirs[chip] for chip in ours},
+        again=again,
+        lowest=lowest,
+        lowest_address=min(addresses),
+        missed=missed,
+        warnings=tracker_warnings,
+        said=devices[one]["warnings"],
+        resident=devices[one]["memory"]["cb"]["resident_bytes"],
+        programs=[row["name"] for row in devices[one]["programs"]],
+        cleared=cleared,
+        restored=[kind.__call__ is not call for kind, call in plain.items()],
+        sources_after=[device.source for device in ttmem.devices()],
+        kept=bool(y),
+    )
+
+
+def stepping_aside():
+    """Capture a graph while ttmem would make captures of its own."""
+    import ttmem.ttnn
+
+    bench = Bench()
+    x = bench.tensor(1, 1, 64, 64)
+
+    def capture(operation, mode=ttnn.graph.RunMode.NORMAL):
+        ttnn.graph.begin_graph_capture(mode)
+        keep = operation(x, x)
+        nodes = ttnn.graph.end_graph_capture()
+        return len(nodes), bool(keep)
+
+    alone = capture(ttnn.subtract)
+    bench.device.clear_program_cache()
+    tracker = ttmem.ttnn.track(bench.device, method="capture")
+    windows = tracker.windows
+    beside = capture(ttnn.subtract)
+    capture(ttnn.add, ttnn.graph.RunMode.NO_DISPATCH)
+    missed = tracker.missed
+    inside = tracker.windows - windows
+    failed = ""
+    try:
+        ttnn.matmul(x, bench.tensor(1, 1, 96, 96))
+    except RuntimeError as error:
+        failed = str(error)
+    active = ttnn.graph.is_graph_capture_active()
+    keep = ttnn.multiply(x, x)
+    programs = [row["name"] for row in tracker.publishers[0].snapshot().to_dict()["programs"]]
+    bench.close()
+    tracker.sync()
+    answer(
+        alone=alone,
+        beside=beside,
+        inside=inside,
+        missed=missed,
+        failed=bool(failed),
+        active=active,
+        programs=programs,
+        warnings=tracker.warnings,
+        after_close=[tracker.active, tracker.reason],
+        kept=bool(keep),
+    )
+
+
+def capture_cost(rounds="20"):
+    """Time a loop of cached ttnn.add with and without captures, in turn: microseconds an operation."""
+    import ttmem.ttnn
+
+    bench = Bench()
+    x = bench.tensor(1, 1, 256, 256)
+
+    def loop(count=1000):
+        begin = time.perf_counter()
+        for _ in range(count):
+            ttnn.deallocate(ttnn.add(x, x))
+        return (time.perf_counter() - begin) / count * 1e6
+
+    loop()
+    on, off = [], []
+    for _ in range(int(rounds)):
+        off.append(loop())
+        with ttmem.ttnn.track(bench.device, method="capture") as tracker:
+            ttnn.add(x, x)
+            on.append(loop())
+    answer(on_us=min(on), off_us=min(off), windows=tracker.windows)
+
+
 def closed():
     """Close the device under the tracker, with tensors alive, from before and from after its start."""
     import ttmem
@@ -247,7 +370,8 @@ def closed():
     late = bench.tensor(1, 1, 64, 64, memory=L1)
     late_sum = ttnn.multiply(late, late)
     tracker.sync()
-    open_memory = ttmem.attach(0).snapshot().to_dict()["memory"]
+    first = ttmem.attach(0).snapshot().to_dict()
+    open_memory = first["memory"]
     bench.close()
     tracker.sync()
     after = ttmem.attach(0).snapshot().to_dict()["memory"]
@@ -260,7 +384,8 @@ def closed():
     def used(memory):
         return [memory["dram"]["used_bytes"], memory["l1"]["used_bytes"], memory["cb"]["physical_bytes"]]
 
-    answer(open=used(open_memory), after=used(after), warnings=tracker.warnings)
+    said = [text.partition(": ")[2] for text in first["warnings"]]
+    answer(open=used(open_memory), after=used(after), warnings=tracker.warnings, said=said)
 
 
 def overhead(what="track", rounds="30"):
@@ -301,6 +426,21 @@ def overhead(what="track", rounds="30"):
     )
 
 
-SCENES = (figures, counts, pretended, threads, overlap, clash, undone, tracked, peaked, closed, overhead)
+SCENES = (
+    figures,
+    counts,
+    pretended,
+    threads,
+    overlap,
+    clash,
+    undone,
+    tracked,
+    peaked,
+    captured,
+    stepping_aside,
+    closed,
+    overhead,
+    capture_cost,
+)
 if __name__ == "__main__":
     {scene.__name__: scene for scene in SCENES}[sys.argv[1]](*sys.argv[2:])

@@ -45,6 +45,7 @@ def test_closing_the_device_leaves_nothing_on_it(ttnn: Environment, tmp_path: Pa
     assert all(found["open"])
     assert found["after"] == [0, 0, 0]
     assert found["warnings"] == ["programs that were laid out on chip 0 before tracking began are not known"]
+    assert found["said"] == ["programs that were laid out before it began to follow are not known"], "readers are told"
 
 
 def test_dataflow_buffers_cover_the_bytes_that_circular_buffers_did(

@@ -72,7 +72,6 @@ def build_parser() -> argparse.ArgumentParser:
         "--cores",
         nargs="?",
         const="cb_physical",
-        choices=list(METRICS),
         metavar="FIGURE",
         help=f"heat map of the core grid; FIGURE is one of {', '.join(METRICS)} (default cb_physical)",
     )
@@ -147,6 +146,11 @@ def _view(args: argparse.Namespace) -> None:
     if args.html == "-" and (asked or text):
         raise UsageError(f"--html - and {(asked + text)[0]} cannot be used together: both go to stdout")
     args.only_html = args.html is not None and not asked and not text
+    if args.cores is not None and args.cores not in METRICS:
+        # The FILE of `--cores FILE` looks like its FIGURE.
+        if args.file is not None or not os.path.exists(args.cores):
+            raise UsageError(f"argument --cores: {args.cores!r} is none of {', '.join(METRICS)}")
+        args.file, args.cores = args.cores, "cb_physical"
     if args.file is not None and args.watch is not None:
         raise UsageError("a file does not change: -w is for what is published on this host")
     if args.at is not None and args.file is None:

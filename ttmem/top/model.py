@@ -145,8 +145,12 @@ class Shown:
 
     def core_ranges(self, x: int, y: int) -> dict[str, Any] | None:
         """Return the address ranges of a core, or None where the source does not tell them."""
+        names = ("cb_ranges", "l1_ranges")
         ranges = self.snapshot.core_map(x, y)
-        return None if any(ranges.get(name) is None for name in ("cb_ranges", "l1_ranges")) else ranges
+        if any(ranges.get(name) is None for name in names):
+            # A file tells programs and buffers, of which the ranges are made where all are known.
+            ranges = dict(self.holders.details(x, y, ranges))
+        return None if any(ranges.get(name) is None for name in names) else ranges
 
 
 @dataclass(frozen=True)

@@ -197,7 +197,16 @@ def address_map(
         titled(head, f"{title}; a cell is {format_bytes(bytes_per_cell)}", screen),
         drawing,
         bytes_per_cell,
-        [("  " + pad("begin", 10) + pad("end", 10) + pad("size", 11, ">") + "    what", "dim")],
+        [
+            (
+                "  "
+                + pad("begin", 10)
+                + (pad("end", 10) if _with_end(screen) else "")
+                + pad("size", 11, ">")
+                + "    what",
+                "dim",
+            )
+        ],
         _table_rows(parts, None if missing else layout_of(device).base, screen),
         _headroom_lines(core, screen),
     )
@@ -229,25 +238,37 @@ def _name_of(part: _Part, known: bool, width: int) -> str:
     return " + ".join(dict.fromkeys(r.told(room) for r in part.behind))
 
 
+def _with_end(screen: Screen) -> bool:
+    """Tell whether a row has room for where its part ends; on a narrow screen what lies there says more."""
+    return screen.width >= 56
+
+
+def _row(begin: int, end: int, size: int, part: str, name: str, screen: Screen) -> Line:
+    ends = pad(f"0x{end:06x}", 10) if _with_end(screen) else ""
+    return [
+        (f"  {pad(f'0x{begin:06x}', 10)}{ends}", "dim"),
+        (pad(format_bytes(size), 11, ">"), ""),
+        (f"  {screen.keys[part]}", part),
+        (f" {clip(name, _name_width(screen), screen)}", "dim" if part == "free" else ""),
+    ]
+
+
+def _name_width(screen: Screen) -> int:
+    return max(8, screen.width - (37 if _with_end(screen) else 27))
+
+
 def _table_rows(parts: Sequence[_Part], base: int | None, screen: Screen) -> list[tuple[int, Line]]:
     """Return a row for each part of the core, top of L1 first, and how dispensable it is."""
     widest = max((part.end - part.begin for part in parts if part.part == "free"), default=0)
     cbs_end = max((part.end for part in parts if part.part in ("cb", "overlap")), default=None)
     found: list[tuple[int, Line]] = []
     for part in reversed(parts):
-        width = max(8, screen.width - 37)
-        name = _name_of(part, base is not None and part.begin >= base, width)
+        name = _name_of(part, base is not None and part.begin >= base, _name_width(screen))
         rank = {"overlap": 0, "cb": 1, "buffers": 2, "l1_small": 4, "reserved": 5}.get(part.part, 3)
         if part.part == "free" and (part.begin == cbs_end or part.end - part.begin == widest):
             # What headroom tells of, and where the largest buffer would fit.
             rank = 0
-        line: Line = [
-            (f"  {pad(f'0x{part.begin:06x}', 10)}{pad(f'0x{part.end:06x}', 10)}", "dim"),
-            (pad(format_bytes(part.end - part.begin), 11, ">"), ""),
-            (f"  {screen.keys[part.part]}", part.part),
-            (f" {clip(name, width, screen)}", "dim" if part.part == "free" else ""),
-        ]
-        found.append((rank, line))
+        found.append((rank, _row(part.begin, part.end, part.end - part.begin, part.part, name, screen)))
     return found
 
 
@@ -273,15 +294,8 @@ def holding_lines(holdings: Sequence[Holding], screen: Screen, *, limit: int) ->
     shown = holdings if len(holdings) < limit else holdings[: limit - 2]
     for held in shown:
         many = f" ({held.count})" if held.count > 1 else ""
-        name = clip(clean(held.name), max(8, screen.width - 37 - len(many)), screen) + many
-        lines.append(
-            [
-                (f"  {pad(f'0x{held.ranges[0][0]:06x}', 10)}{pad(f'0x{held.ranges[-1][1]:06x}', 10)}", "dim"),
-                (pad(format_bytes(held.size), 11, ">"), ""),
-                (f"  {screen.keys['cb']}", "cb"),
-                (f" {name}", ""),
-            ]
-        )
+        name = clip(clean(held.name), _name_width(screen) - len(many), screen) + many
+        lines.append(_row(held.ranges[0][0], held.ranges[-1][1], held.size, "cb", name, screen))
     if len(shown) < len(holdings):
         lines.append([(f"  and {len(holdings) - len(shown)} more", "dim")])
     return lines
