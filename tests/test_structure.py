@@ -18,7 +18,7 @@ LAYERS = [
     "segment _core_table _open_file _ledger snapshot",
     "reader _publisher",
     "publisher dumps capture _ttnn_hook _ttnn_feed",
-    "tracker ttnn mesh recording diff soak exporter",
+    "tracker ttnn mesh recording diff soak exporter process_peaks",
     "interpreter export pytest_plugin moments",
     "replay ttnn_capture",
     "clash playback",

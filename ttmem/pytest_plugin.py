@@ -64,7 +64,7 @@ def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
     allowed = None if leaking is None else _leak_options(item, leaking)
     most = None if limit is None else _limit_options(item, limit)
     before = None if allowed is None else _held()
-    with _Peaks() if wanted else contextlib.nullcontext() as peaks:
+    with _measured() if wanted else contextlib.nullcontext() as peaks:
         outcome = yield
     texts = []
     if before is not None and allowed is not None and outcome.excinfo is None:  # type: ignore[attr-defined]
@@ -109,45 +109,10 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
 # Peaks.
 
 
-class _Peaks:
-    """The peaks of this process's publishers, of those too that come and go meanwhile."""
+def _measured() -> Any:
+    from ttmem.process_peaks import ProcessPeaks
 
-    def __init__(self) -> None:
-        from ttmem import _publisher
-
-        self._module = _publisher
-        self._rows: dict[int, dict[str, Any]] = {}
-
-    def __enter__(self) -> "_Peaks":
-        for publisher in self._module._published.values():
-            publisher.reset_peaks()
-        self._module._closing.append(self._take)
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        self._module._closing.remove(self._take)
-        for publisher in list(self._module._published.values()):
-            self._take(publisher)
-
-    def rows(self) -> list[dict[str, Any]]:
-        """Return one row for each device, by its id."""
-        return [self._rows[device_id] for device_id in sorted(self._rows)]
-
-    def _take(self, publisher: Any) -> None:
-        from ttmem.reader import snapshot_of_bytes
-
-        memory = snapshot_of_bytes(publisher.frozen(), publisher.device_id).memory
-        cores = publisher.core_peaks()
-        row = {kind: memory[kind]["peak_bytes"] for kind in ("dram", "l1", "l1_small", "cb")}
-        row["core"] = max((cb + l1 for _, _, cb, l1 in cores), default=None)
-        row["by"] = {kind: memory[kind]["peak_by"] for kind in ("l1", "cb")}
-        before = self._rows.get(publisher.device_id)
-        if before is not None:
-            # Published again in the same test: the higher of the two counts.
-            row["by"] = {kind: (row if row[kind] >= before[kind] else before)["by"][kind] for kind in ("l1", "cb")}
-            for kind in _COLUMNS:
-                row[kind] = max(row[kind] or 0, before[kind] or 0)
-        self._rows[publisher.device_id] = {"device_id": publisher.device_id, **row}
+    return ProcessPeaks()
 
 
 def _limit_options(item: pytest.Item, marker: pytest.Mark) -> tuple[int, bool]:

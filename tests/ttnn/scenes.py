@@ -218,6 +218,23 @@ def tracked(name, mesh=""):
     )
 
 
+def peaked():
+    """Let a tracked workload run between a reset of the marks and a look at them, as a limited test does."""
+    import ttmem.ttnn
+    from ttmem.process_peaks import ProcessPeaks
+
+    bench = Bench()
+    held = bench.tensor(1, 1, 512, 512, memory=L1)
+    tracker = ttmem.ttnn.track(bench.device)
+    with ProcessPeaks() as peaks:
+        other = bench.tensor(1, 1, 1024, 1024, memory=L1)
+        ttnn.deallocate(other)
+        ttnn.add(held, held)
+    with ProcessPeaks() as quiet:
+        tracker.stop()
+    answer(rows=peaks.rows(), quiet=quiet.rows())
+
+
 def captured(name, mesh=""):
     """Follow a workload by graph captures, as where the hook cannot be had, and read it back."""
     import ttmem
@@ -418,6 +435,7 @@ SCENES = (
     clash,
     undone,
     tracked,
+    peaked,
     captured,
     stepping_aside,
     closed,

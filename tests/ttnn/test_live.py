@@ -108,6 +108,17 @@ def test_stopping_puts_every_call_back(ttnn: Environment, tmp_path: Path) -> Non
     assert found["unknown"] == 1
 
 
+def test_the_peaks_of_a_tracked_workload_are_those_between_two_looks(ttnn: Environment, tmp_path: Path) -> None:
+    found = ttnn.run(tmp_path, "n150", "scenes.py", "peaked")
+    (row,), (quiet,) = found["rows"], found["quiet"]
+    held, other = 2 * 512 * 512, 2 * 1024 * 1024
+    assert row["l1"] == held + other, "the tensor that was freed again counts"
+    assert row["cb"] > 0
+    assert row["by"]["cb"]
+    assert row["core"] > other // 64
+    assert quiet["l1"] <= 2 * held, "the marks began anew, and a tracker that stops is looked at before it goes"
+
+
 @pytest.mark.parametrize(
     ("cluster", "workload", "mesh"),
     [("n150", "conv", ""), ("p150", "transformer", ""), ("t3000", "transformer", "1x8")],
