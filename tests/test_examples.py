@@ -14,7 +14,14 @@ EXAMPLES = Path(__file__).parent.parent / "examples"
 
 @pytest.mark.parametrize(
     ("name", "printed"),
-    [("manual.py", "CB:          1.2 MiB"), ("publish_and_read.py", "physical CB bytes: 786432")],
+    [
+        ("manual.py", "CB:          1.2 MiB"),
+        (
+            "wrapper.py",
+            "while it ran, L1 bytes: 1966080\nCB bytes: 786432\nsmallest headroom: 1325888\nafter it, L1 bytes: 0\n",
+        ),
+        ("publish_and_read.py", "physical CB bytes: 786432"),
+    ],
 )
 def test_an_example_prints_what_it_promises(name, printed):
     done = subprocess.run([sys.executable, EXAMPLES / name], capture_output=True, text=True, timeout=120, check=False)

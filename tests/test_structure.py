@@ -20,7 +20,7 @@ LAYERS = [
     "publisher dumps capture _ttnn_hook _ttnn_feed",
     "tracker ttnn mesh recording diff soak exporter process_peaks",
     "interpreter export pytest_plugin moments",
-    "replay ttnn_capture",
+    "replay ttnn_capture reports visualizer",
     "clash playback",
     "thrown",
     "views",

@@ -13,6 +13,7 @@ VERBS = {
     "replay": "feed a graph capture or a recording through a publisher",
     "exporter": "Prometheus endpoint",
     "record": "record what is published to a file",
+    "export": "write a report for another tool",
     "diff": "what changed between two dumps or recordings",
     "explain": "how far every program is from a clash with L1 buffers",
     "fit": "whether circular buffers would fit",

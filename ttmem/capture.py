@@ -134,7 +134,7 @@ class CaptureReader:
         for entry in entries:
             chip = read_integer(entry.get("device_id")) if isinstance(entry, Mapping) else None
             if chip is not None and chip >= 0:
-                result[chip] = _geometry_of(entry)
+                result[chip] = geometry_of_entry(entry)
         return result
 
 
@@ -145,7 +145,7 @@ def _skip_mark(file: IO[bytes]) -> IO[bytes]:
     return file
 
 
-def _geometry_of(entry: Mapping[str, object]) -> Geometry:
+def geometry_of_entry(entry: Mapping[str, object]) -> Geometry:
     """Return what one entry of a report's devices tells; what contradicts itself is left out."""
 
     def number(*names: str) -> int | None:

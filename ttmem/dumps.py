@@ -17,6 +17,10 @@ from ttmem.model import BufferType
 
 RECORDING_MAGIC = b"ttmemrec"
 """The first bytes of a recording."""
+DATABASE_MAGIC = b"SQLite format 3\0"
+"""The first bytes of a report's database."""
+REPORT_MAGIC = b",DRAM\n,Total allocatable (B):,"
+"""The first bytes of a detailed memory report."""
 MAX_DUMP_BYTES = 2**30
 """The largest dump that is read; 32 devices with all their cores take about 2 MB."""
 
@@ -60,6 +64,8 @@ def kind_of_file(path: str | os.PathLike[str]) -> str:
             start = raw.read(len(RECORDING_MAGIC))
         if start == RECORDING_MAGIC:
             return "recording"
+        if is_report(path):
+            return "dump"
         opened = gzip.open if start[:2] == b"\x1f\x8b" else open
         with opened(path, "rb") as file:
             head = file.read(4096).removeprefix(b"\xef\xbb\xbf").lstrip()
@@ -81,14 +87,28 @@ def kind_of_file(path: str | os.PathLike[str]) -> str:
     )
 
 
+def is_report(path: str | os.PathLike[str]) -> bool:
+    """Tell whether a file begins as a report of ttnn or TT-Metal does.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    with open(path, "rb") as file:
+        return file.read(len(REPORT_MAGIC)).startswith((DATABASE_MAGIC, REPORT_MAGIC))
+
+
 def read_dump(path: str | os.PathLike[str]) -> Dump:
-    """Return the devices of a dump, plain or gzipped.
+    """Return the devices of a dump, plain or gzipped, or of a report (see :mod:`ttmem.reports`).
 
     Raises:
         DumpError: the file is no dump.
     """
     name = os.fspath(path)
     try:
+        if is_report(path):
+            from ttmem.reports import read_report
+
+            return read_report(path)
         with open(path, "rb") as raw:
             gzipped = raw.read(2) == b"\x1f\x8b"
         with gzip.open(path, "rb") if gzipped else open(path, "rb") as file:

@@ -157,17 +157,47 @@ class RecordingFile:
         self._recording.close()
 
 
+class ReportFile:
+    """The one frame of a report of ttnn or TT-Metal (see :mod:`ttmem.reports`).
+
+    Args:
+        path: the file.
+
+    Raises:
+        TtmemError: it is none.
+    """
+
+    def __init__(self, path: str) -> None:
+        from ttmem.dumps import read_dump  # so that a live screen needs no parser of captures
+
+        self._frame = read_dump(path).to_dict()
+
+    def __len__(self) -> int:
+        return 1
+
+    def frame(self, index: int) -> dict[str, Any]:
+        """Return its state."""
+        return self._frame
+
+    figures = frame
+
+    def close(self) -> None:
+        """Need nothing closed."""
+
+
 def open_frames(path: str) -> Frames:
     """Return the frames of a file; the one place that knows which kinds of file there are.
 
     Raises:
         TtmemError: it cannot be read, or is of no known kind.
     """
-    from ttmem.dumps import RECORDING_MAGIC
+    from ttmem.dumps import RECORDING_MAGIC, is_report
 
     try:
         with open(path, "rb") as file:
             start = file.read(len(RECORDING_MAGIC))
     except OSError as error:
         raise CaptureError(f"{path}: {error.strerror}") from error
-    return RecordingFile(path) if start == RECORDING_MAGIC else DumpFile(path)
+    if start == RECORDING_MAGIC:
+        return RecordingFile(path)
+    return ReportFile(path) if is_report(path) else DumpFile(path)

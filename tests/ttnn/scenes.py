@@ -358,6 +358,27 @@ def capture_cost(rounds="20"):
     answer(on_us=min(on), off_us=min(off), windows=tracker.windows)
 
 
+def report(mesh=""):
+    """Have ttnn write its reports: the database of ttnn-visualizer and the detailed memory report."""
+    os.environ["TT_METAL_LOGS_PATH"] = os.getcwd()
+    import ttnn.graph_report
+
+    bench = Bench([int(n) for n in mesh.split("x")] if mesh else None)
+    x, w = bench.tensor(1, 1, 256, 256), bench.tensor(1, 1, 256, 256, memory=L1)
+    # Without it a report has no buffer from before it began.
+    ttnn.graph.enable_detailed_buffer_tracing()
+    ttnn.graph.begin_graph_capture(ttnn.graph.RunMode.NORMAL)
+    total = ttnn.add(x, w)
+    product = ttnn.multiply(total, w, memory_config=L1)
+    ttnn.deallocate(total)
+    ttnn.graph.end_graph_capture_to_file("report.json")
+    ttnn.graph_report.import_report("report.json", "database")
+    ttnn.dump_device_memory_state(bench.device, prefix="")
+    theirs = regions()
+    grid = bench.device.compute_with_storage_grid_size()
+    answer(regions=theirs, grid={"x": grid.x, "y": grid.y}, lowest=min(product.buffer_address(), w.buffer_address()))
+
+
 def closed():
     """Close the device under the tracker, with tensors alive, from before and from after its start."""
     import ttmem
@@ -438,6 +459,7 @@ SCENES = (
     peaked,
     captured,
     stepping_aside,
+    report,
     closed,
     overhead,
     capture_cost,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from kit import Environment
+from kit import ROOT, Environment
 
 pytestmark = [pytest.mark.ttnn, pytest.mark.timeout(600)]
 
@@ -31,6 +31,13 @@ def test_the_sum_of_events_equals_tt_metals_region_to_the_byte(
     status = found["status"]
     assert (status["lost"], status["unknown_devices"], status["unknown_dispatches"]) == (0, 0, 0)
     assert "" not in found["dispatched"], "every dispatch has its operation's name"
+
+
+def test_the_example_follows_a_loop_of_adds(ttnn: Environment, tmp_path: Path) -> None:
+    found = ttnn.run(tmp_path, "n150", str(ROOT / "examples" / "follow_ttnn.py"))
+    printed = [line for line in found["printed"] if ": " in line]
+    # Three buffers of two tiles on each of 64 cores.
+    assert printed[-3:] == ["L1 bytes: 524288", "CB bytes: 786432", "programs: ['BinaryNgDeviceOperation']"]
 
 
 @pytest.mark.parametrize("cluster", ["n150", "p150"])
