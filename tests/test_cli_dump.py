@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
@@ -16,7 +17,7 @@ from typing import Any
 import pytest
 from made_devices import TAKEN_NS, n150, p150, stale, tt_metal
 
-from ttmem.cli.dump import main
+from ttmem.cli.dump import _nap, main
 from ttmem.cli.screens import screen_of
 from ttmem.units import format_bytes
 
@@ -275,7 +276,7 @@ def test_watch_repeats_until_interrupted_and_ends_with_0(
         if len(slept) == 3:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr("ttmem.cli.dump.time.sleep", sleep)
+    monkeypatch.setattr("ttmem.cli.dump._nap", lambda: (sleep, lambda: None))
     assert main(["-w", "5", "--query", "memory.cb.physical"]) == 0
     out, err = capsys.readouterr()
     assert out == "memory.cb.physical [MiB]\n" + 3 * "22.0 MiB\n"
@@ -293,7 +294,7 @@ def test_watched_json_is_one_object_a_line(
         if (stop := next(turns)) is not None:
             raise stop
 
-    monkeypatch.setattr("ttmem.cli.dump.time.sleep", sleep)
+    monkeypatch.setattr("ttmem.cli.dump._nap", lambda: (sleep, lambda: None))
     assert main(["--json", "--watch"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [json.loads(line)["schema"] for line in lines] == [1, 1]
@@ -341,7 +342,7 @@ def test_a_watched_terminal_is_repainted_within_its_height(
     out = Terminal()
     monkeypatch.setattr(sys, "stdout", out)
     monkeypatch.setenv("LINES", "24")
-    monkeypatch.setattr("ttmem.cli.dump.time.sleep", lambda seconds: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr("ttmem.cli.dump._nap", lambda: (lambda seconds: True, lambda: None))
     assert main(["-w", "--no-color"]) == 0
     text = out.getvalue()
     assert text.startswith("\x1b[H")
@@ -357,7 +358,7 @@ from made_devices import n150
 class Snapshot:
     def to_dict(self): return n150()
 import ttmem.reader
-from ttmem.cli.dump import main
+from ttmem.cli.dump import _nap, main
 ttmem.reader.read_host = lambda source="auto": types.SimpleNamespace(
     devices=[Snapshot()] * 200, problems=[], found=1, taken_ns=1
 )
@@ -383,6 +384,19 @@ def test_a_pipe_that_closes_early_is_no_error() -> None:
         process.stdout.close()
         assert process.wait(60) == 0
         assert process.stderr.read() == ""
+
+
+def test_a_signal_that_came_before_the_wait_ends_it_at_once() -> None:
+    woken, close = _nap()
+    try:
+        # As when the exception was lost: Python ignores those of finalizers.
+        with contextlib.suppress(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+        assert woken(3600.0)
+        assert not woken(0.0)
+    finally:
+        close()
+    assert signal.set_wakeup_fd(-1) == -1
 
 
 def test_sigint_ends_a_real_watch_with_0_and_a_quiet_stderr() -> None:

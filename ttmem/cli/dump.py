@@ -5,10 +5,12 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import select
 import signal
 import sys
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from ttmem._version import __version__
@@ -350,11 +352,44 @@ def _frame(text: str, messages: Sequence[str], screen: Screen) -> str:
     return "\x1b[H" + "".join(f"{line}\x1b[K\n" for line in lines) + "\x1b[J"
 
 
+def _nap() -> tuple[Callable[[float], bool], Callable[[], None]]:
+    """Return a wait in seconds that tells whether a signal came, since when the wait was made, and what undoes it.
+
+    A KeyboardInterrupt may be lost where Python ignores exceptions, and a signal right before a sleep waits for its end.
+    """
+    if threading.current_thread() is not threading.main_thread():
+
+        def slept(seconds: float) -> bool:
+            time.sleep(seconds)
+            return False
+
+        return slept, lambda: None
+    read, write = os.pipe()
+    os.set_blocking(write, False)
+    before = signal.set_wakeup_fd(write, warn_on_full_buffer=False)
+
+    def woken(seconds: float) -> bool:
+        deadline = time.monotonic() + seconds
+        while select.select([read], [], [], max(0.0, deadline - time.monotonic()))[0]:
+            # Others, as of a resized window, do not end the wait.
+            if signal.SIGINT in os.read(read, 4096):
+                return True
+        return False
+
+    def close() -> None:
+        signal.set_wakeup_fd(before)
+        os.close(read)
+        os.close(write)
+
+    return woken, close
+
+
 def _watch(dump: _Dump, interval: float, no_color: bool) -> int:
     """Repeat until interrupted: a terminal is painted over, a pipe gets one text after the other."""
     out = sys.stdout
     paint = out.isatty() and not (dump.args.json or dump.args.csv or dump.args.query is not None or dump.args.only_html)
     due = time.monotonic()
+    woken, close = _nap()
     try:
         while True:
             screen = screen_of(out, no_color=no_color)
@@ -370,9 +405,12 @@ def _watch(dump: _Dump, interval: float, no_color: bool) -> int:
             if code == EXIT_CONDITION:
                 return code
             due = max(due + interval, time.monotonic())
-            time.sleep(max(0.0, due - time.monotonic()))
+            if woken(max(0.0, due - time.monotonic())):
+                return EXIT_DONE
     except KeyboardInterrupt:
         return EXIT_DONE
+    finally:
+        close()
 
 
 def main(argv: Sequence[str] | None = None) -> int:
