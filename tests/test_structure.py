@@ -13,7 +13,7 @@ LAYERS = [
     "errors _version units peer_names",
     "cores pids lockstep frames peaks",
     "model region",
-    "_core _invariants placement _layout",
+    "_core _invariants placement _layout _hook_events",
     "_engine _segment _reading fragments fit",
     "segment _core_table _open_file _ledger snapshot",
     "reader _publisher",

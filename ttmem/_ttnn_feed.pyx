@@ -6,11 +6,21 @@ feeds is changed only while the hook keeps its events (``_ttnn_hook.hold``), so 
 
 cimport cython
 from cpython.pycapsule cimport PyCapsule_New
-from libc.stdint cimport int32_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport int32_t, uint32_t, uint64_t
 from libc.stdlib cimport free, realloc
 from libc.string cimport memset, strlen
 
 from ttmem._core cimport CbRange, Footprint
+from ttmem._hook_events cimport (
+    TTM_TRACE_BEGIN,
+    TTM_TRACE_END,
+    TTM_TRACE_REPLAY,
+    ttm_buffer_record,
+    ttm_cb_record,
+    ttm_core_range,
+    ttm_hook_sink,
+    ttm_program_record,
+)
 from ttmem._layout cimport (
     TTM_CB_FIRST,
     TTM_CB_KIND,
@@ -23,49 +33,6 @@ from ttmem._layout cimport (
     ttm_lock_release,
 )
 from ttmem._ledger cimport Ledger, Row
-
-
-cdef extern from "_hook_events.h" nogil:
-    enum:
-        TTM_TRACE_BEGIN
-        TTM_TRACE_END
-        TTM_TRACE_REPLAY
-
-    ctypedef struct ttm_core_range:
-        uint16_t start_x
-        uint16_t start_y
-        uint16_t end_x
-        uint16_t end_y
-
-    ctypedef struct ttm_cb_record:
-        uint64_t address
-        uint64_t size
-        uint32_t first_range
-        uint32_t range_count
-        uint8_t kind
-        uint8_t globally_allocated
-
-    ctypedef struct ttm_buffer_record:
-        uint64_t id
-        uint64_t address
-        uint64_t size
-        uint64_t size_per_bank
-        uint32_t type
-
-    ctypedef struct ttm_program_record:
-        uint64_t id
-        const char *name
-
-    ctypedef struct ttm_hook_sink:
-        void *context
-        void (*buffer_allocate)(void *, int32_t, const ttm_buffer_record *) noexcept nogil
-        void (*buffer_free)(void *, int32_t, const ttm_buffer_record *) noexcept nogil
-        void (*program_add)(void *, int32_t, const ttm_program_record *, const ttm_cb_record *, uint32_t,
-                            const ttm_core_range *) noexcept nogil
-        void (*program_remove)(void *, int32_t, const ttm_program_record *) noexcept nogil
-        void (*program_dispatch)(void *, int32_t, const ttm_program_record *) noexcept nogil
-        void (*trace)(void *, int32_t, uint32_t, int) noexcept nogil
-        void (*device_close)(void *, int32_t) noexcept nogil
 
 
 cdef enum:

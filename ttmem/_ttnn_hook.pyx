@@ -4,60 +4,28 @@ Thread safety: events may come on any thread at any time; `start` and `stop` mus
 """
 
 from cpython.pycapsule cimport PyCapsule_GetPointer
-from libc.stdint cimport int32_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport uint32_t, uint64_t
+
+from ttmem._hook_events cimport (
+    TTM_BUFFER_ALLOCATE,
+    TTM_BUFFER_FREE,
+    TTM_PROGRAM_ADD,
+    TTM_PROGRAM_DISPATCH,
+    TTM_PROGRAM_REMOVE,
+    TTM_TRACE,
+    ttm_cb_record,
+    ttm_core_range,
+    ttm_event,
+    ttm_hook_sink,
+    ttm_log,
+    ttm_log_free,
+)
 
 SINK_CAPSULE = "ttmem.ttnn_hook_sink"
 """The name of a capsule that holds a `ttm_hook_sink` (see `_hook_events.h`)."""
 
 
 cdef extern from "_hook.h" nogil:
-    ctypedef struct ttm_core_range:
-        uint16_t start_x
-        uint16_t start_y
-        uint16_t end_x
-        uint16_t end_y
-
-    ctypedef struct ttm_cb_record:
-        uint64_t address
-        uint64_t size
-        uint32_t first_range
-        uint32_t range_count
-        uint8_t kind
-        uint8_t globally_allocated
-
-    ctypedef struct ttm_buffer_record:
-        uint64_t id
-        uint64_t address
-        uint64_t size
-        uint64_t size_per_bank
-        uint32_t type
-
-    ctypedef struct ttm_program_record:
-        uint64_t id
-        const char *name
-
-    ctypedef struct ttm_event:
-        uint32_t kind
-        int32_t chip
-        ttm_buffer_record buffer
-        ttm_program_record program
-        uint32_t action
-        uint32_t first_cb
-        uint32_t cb_count
-
-    ctypedef struct ttm_array:
-        char *data
-        size_t count
-
-    ctypedef struct ttm_log:
-        ttm_array events
-        ttm_array cbs
-        ttm_array ranges
-        uint64_t dropped
-
-    ctypedef struct ttm_hook_sink:
-        pass
-
     ctypedef struct ttm_target:
         const char *symbol
         uint32_t slots
@@ -83,12 +51,6 @@ cdef extern from "_hook.h" nogil:
     ttm_target ttm_targets[]
     enum:
         T_COUNT
-        TTM_BUFFER_ALLOCATE
-        TTM_BUFFER_FREE
-        TTM_PROGRAM_ADD
-        TTM_PROGRAM_REMOVE
-        TTM_PROGRAM_DISPATCH
-        TTM_TRACE
     int ttm_hook_prepare()
     int ttm_hook_start(const ttm_hook_sink *sink)
     uint32_t ttm_hook_stop()
@@ -96,7 +58,6 @@ cdef extern from "_hook.h" nogil:
     ttm_log ttm_hook_take_log()
     void ttm_hook_hold()
     uint64_t ttm_hook_release(const ttm_hook_sink *sink, ttm_log *earlier)
-    void ttm_log_free(ttm_log *log)
     uint64_t ttm_hook_total_cb(int chip)
     void ttm_operation_name(const char *symbol, char *name)
 
