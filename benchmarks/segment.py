@@ -116,6 +116,9 @@ def poll(ready: int) -> None:
                 due = time.monotonic_ns()
 
 
+LOCKED = "the same, and the lock held: a commit alone"
+
+
 def updates(loops: Any, publisher: Any, rounds: int) -> dict[str, list[float]]:
     """Time updates of the device's record from C and from Python."""
     times: dict[str, list[float]] = {}
@@ -132,6 +135,7 @@ def updates(loops: Any, publisher: Any, rounds: int) -> dict[str, list[float]]:
             times.setdefault("the same, the time stamp at hand", []).append(
                 loops.update_record(publisher, count, False) / count
             )
+            times.setdefault(LOCKED, []).append(loops.commit_record(publisher, count) / count)
             begin = time.perf_counter_ns()
             for _number in numbers:
                 publisher.dispatch(one)
@@ -181,7 +185,7 @@ def timed_after(change: Callable[[], Any], call: Callable[[], Any], count: int) 
 def measure_ours(loops: Any, rounds: int) -> list[Row]:
     """Measure ttmem: updates, reads, start."""
     rows = []
-    goals = {"update of a device's record, C": 12.0, "the same, the time stamp at hand": 12.0}
+    goals = {"update of a device's record, C": 12.0, "the same, the time stamp at hand": 12.0, LOCKED: 12.0}
     with own_shared_memory():
         with ttmem.publish(0, **GEOMETRY) as publisher:
             for handle in programs(publisher, 64):

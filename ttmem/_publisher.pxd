@@ -19,7 +19,8 @@ cdef class Publisher(Ledger):
     cdef readonly str origin
     cdef object file                # WriterFile, None while nothing can be published
     cdef readonly str problem       # why nothing is published, empty if all is well
-    cdef dict masks                 # CoreRangeSet -> bytes
+    cdef dict masks                 # CoreRangeSet -> bytes, a bit a core
+    cdef dict corners               # CoreRangeSet -> bytes, a word a rectangle
 
     cdef int describe_block(self) except -1
     cdef bint usable(self) except -1
@@ -27,6 +28,7 @@ cdef class Publisher(Ledger):
     cdef bytes all_cores(self)
     cdef Footprint *intern(self, Intervals plane, list ranges) except NULL
     cdef bytes mask_of(self, object core_ranges)
+    cdef bytes corners_of(self, object core_ranges)
     cdef PreparedFootprint prepare(self, object circular_buffers)
     cdef Row *row_of(self, PreparedFootprint handle, str name) except NULL
     cdef uint64_t take_id(self) noexcept nogil

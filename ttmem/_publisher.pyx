@@ -45,6 +45,7 @@ cdef enum:
     L1_TYPE = 1            # TT-Metal's numbers of BufferType
     L1_SMALL_TYPE = 3
 
+cdef object CIRCULAR_BUFFER = CB_KINDS[0]
 cdef uint64_t MOST_BYTES = <uint64_t> 1 << 62
 
 
@@ -134,6 +135,7 @@ cdef class Publisher(Ledger):
         self.geometry = geometry
         self.origin = origin
         self.masks = {}
+        self.corners = {}
         self.problem = ""
 
     # Life
@@ -252,6 +254,19 @@ cdef class Publisher(Ledger):
         self.masks[core_ranges] = mask
         return mask
 
+    cdef bytes corners_of(self, object core_ranges):
+        """Return the rectangles of a set of cores as they are published, a word each; kept, since names come and go with them."""
+        corners = self.corners.get(core_ranges)
+        if corners is None:
+            corners = b"".join([
+                (r.start.x | r.start.y << TTM_CB_Y0 | r.end.x << TTM_CB_X1 | r.end.y << TTM_CB_Y1).to_bytes(8, "little")
+                for r in core_ranges.ranges
+            ])
+            if len(self.corners) >= 4096:
+                self.corners.clear()
+            self.corners[core_ranges] = corners
+        return corners
+
     cdef Footprint *intern(self, Intervals plane, list ranges) except NULL:
         """Return the footprint of [(begin, end, mask bytes), ...] with one reference taken."""
         cdef size_t count = len(ranges)
@@ -366,22 +381,26 @@ cdef class Publisher(Ledger):
     cdef Row *make_row(self, PreparedFootprint handle, const char *name, size_t name_bytes) except NULL:
         cdef uint64_t[2 * TTM_CBS_MAX] words
         cdef uint32_t used = 0
-        cdef uint64_t begin, size, x0, y0, x1, y1, kind, first
+        cdef size_t i
+        cdef uint64_t begin, size, kind, first
+        cdef bytes corners
         cdef bint more = False
         cdef Row *row
         for buffer in handle.circular_buffers:
             if buffer.globally_allocated or not buffer.size:
                 continue
-            begin, size, kind = buffer.address, buffer.size, CB_KINDS.index(buffer.kind)
+            begin = buffer.address
+            size = buffer.size
+            kind = 0 if buffer.kind is CIRCULAR_BUFFER else CB_KINDS.index(buffer.kind)
             first = 1
-            for rectangle in buffer.core_ranges.ranges:
+            corners = self.corners_of(buffer.core_ranges)
+            for i in range(len(corners) // sizeof(uint64_t)):
                 if used == 2 * TTM_CBS_MAX:
                     more = True
                     break
-                x0, y0, x1, y1 = rectangle.start.x, rectangle.start.y, rectangle.end.x, rectangle.end.y
                 words[used] = begin | (begin + size) << 32
                 words[used + 1] = (
-                    x0 | y0 << TTM_CB_Y0 | x1 << TTM_CB_X1 | y1 << TTM_CB_Y1 | kind << TTM_CB_KIND | first << TTM_CB_FIRST
+                    (<const uint64_t *> <const char *> corners)[i] | kind << TTM_CB_KIND | first << TTM_CB_FIRST
                 )
                 used += 2
                 first = 0
