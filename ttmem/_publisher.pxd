@@ -1,6 +1,6 @@
 from libc.stdint cimport uint64_t
 
-from ttmem._core cimport Footprint, Intervals
+from ttmem._core cimport CbRange, Footprint, Intervals
 from ttmem._ledger cimport Ledger, Row
 
 
@@ -26,7 +26,7 @@ cdef class Publisher(Ledger):
     cdef bint usable(self) except -1
     cdef int settle(self) except -1
     cdef bytes all_cores(self)
-    cdef Footprint *intern(self, Intervals plane, list ranges) except NULL
+    cdef Footprint *intern(self, Intervals plane, const CbRange *items, size_t count) except NULL
     cdef bytes mask_of(self, object core_ranges)
     cdef bytes corners_of(self, object core_ranges)
     cdef PreparedFootprint prepare(self, object circular_buffers)

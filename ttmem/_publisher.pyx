@@ -267,41 +267,30 @@ cdef class Publisher(Ledger):
             self.corners[core_ranges] = corners
         return corners
 
-    cdef Footprint *intern(self, Intervals plane, list ranges) except NULL:
-        """Return the footprint of [(begin, end, mask bytes), ...] with one reference taken."""
-        cdef size_t count = len(ranges)
-        cdef size_t i
-        cdef bytes mask
+    cdef Footprint *intern(self, Intervals plane, const CbRange *items, size_t count) except NULL:
+        """Return the footprint of some ranges with one reference taken."""
         cdef Footprint *footprint
-        cdef CbRange *items = <CbRange *> PyMem_Malloc((count + 1) * sizeof(CbRange))
-        if items == NULL:
-            raise MemoryError("no memory for a program's circular buffers")
-        try:
-            for i in range(count):
-                begin, end, mask = ranges[i]
-                items[i].begin = begin
-                items[i].end = end
-                items[i].mask = <const uint64_t *> <const char *> mask
-            ttm_lock_acquire(&self.lock)
-            footprint = plane.intern(items, count)
-            ttm_lock_release(&self.lock)
-        finally:
-            PyMem_Free(items)
+        ttm_lock_acquire(&self.lock)
+        footprint = plane.intern(items, count)
+        ttm_lock_release(&self.lock)
         if footprint == NULL:
             raise MemoryError("no memory for a program's circular buffers")
         return footprint
 
     cdef PreparedFootprint prepare(self, object circular_buffers):
         cdef PreparedFootprint handle
+        cdef CbRange *items
+        cdef size_t count = 0
+        cdef uint64_t begin, size
+        cdef bint unplaced = False
+        cdef bytes mask
+        cdef list masks = []        # keeps them while the items point into them
         if type(circular_buffers) is PreparedFootprint:
             handle = circular_buffers
             if handle.owner is self:
                 return handle
             circular_buffers = handle.circular_buffers
         buffers = tuple(circular_buffers)
-        ranges = []
-        limit = self.cb.limit
-        unplaced = False
         for buffer in buffers:
             if type(buffer) is not CircularBuffer:
                 raise TypeError(f"a program consists of CircularBuffer objects, got {buffer!r}")
@@ -309,21 +298,32 @@ cdef class Publisher(Ledger):
                 unplaced = True
         if unplaced:
             buffers = tuple(self.placed(buffers))
-        for buffer in buffers:
-            mask = self.mask_of(buffer.core_ranges)
-            if buffer.globally_allocated:
-                ranges.append((0, 0, mask))
-                continue
-            begin = buffer.address
-            end = begin + buffer.size
-            if end > limit:
-                known = "L1" if self.geometry.worker_l1_size is not None else "what is assumed while the size of L1 is unknown"
-                raise InvalidIntervalError(
-                    f"a circular buffer of {buffer.size} bytes at {begin} ends at {end}, beyond {known}, {limit} bytes"
-                )
-            ranges.append((begin, end, mask))
-        handle = PreparedFootprint.__new__(PreparedFootprint)
-        handle.footprint = self.intern(self.cb, ranges)
+        items = <CbRange *> PyMem_Malloc((<size_t> len(buffers) + 1) * sizeof(CbRange))
+        if items == NULL:
+            raise MemoryError("no memory for a program's circular buffers")
+        try:
+            for buffer in buffers:
+                mask = self.mask_of(buffer.core_ranges)
+                masks.append(mask)
+                items[count].mask = <const uint64_t *> <const char *> mask
+                items[count].begin = items[count].end = 0
+                if not buffer.globally_allocated:
+                    begin, size = buffer.address, buffer.size
+                    if begin + size > self.cb.limit:
+                        known = "L1" if self.geometry.worker_l1_size is not None else (
+                            "what is assumed while the size of L1 is unknown"
+                        )
+                        raise InvalidIntervalError(
+                            f"a circular buffer of {size} bytes at {begin} ends at {begin + size}, beyond {known}, "
+                            f"{self.cb.limit} bytes"
+                        )
+                    items[count].begin = <uint32_t> begin
+                    items[count].end = <uint32_t> (begin + size)
+                count += 1
+            handle = PreparedFootprint.__new__(PreparedFootprint)
+            handle.footprint = self.intern(self.cb, items, count)
+        finally:
+            PyMem_Free(items)
         handle.owner = self
         handle.circular_buffers = buffers
         return handle
@@ -576,7 +576,8 @@ cdef class Publisher(Ledger):
         cdef uint64_t first = 0, per_bank = 0
         cdef uint32_t type_number
         cdef bint in_l1
-        cdef bytes text
+        cdef CbRange lies
+        cdef bytes text, mask
         cdef int status
         if not self.usable():
             return 0
@@ -598,7 +599,10 @@ cdef class Publisher(Ledger):
             if type_number == L1_TYPE and per_bank:
                 if mask is None:
                     mask = self.all_cores()
-                footprint = self.intern(self.l1, [(first, first + per_bank, mask)])
+                lies.begin = <uint32_t> first
+                lies.end = <uint32_t> (first + per_bank)
+                lies.mask = <const uint64_t *> <const char *> mask
+                footprint = self.intern(self.l1, &lies, 1)
         flags = (address is not None) << 1 | (size_per_bank is not None) << 2
         text = utf8_prefix(name, TTM_NAME_BYTES)
         ttm_lock_acquire(&self.lock)
