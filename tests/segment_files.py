@@ -85,6 +85,8 @@ def tagged(section: Section, index: int) -> list[int]:
     used = len(words) - 1
     if section.kind in (6, 7):
         used = min(words[0] & 0xFFFFFFFF, used - 1) + 1
+    elif section.kind == 12:
+        used = 2 * min(words[0] & 0xFFFFFFFF, (used - 1) // 2) + 1
     packed = struct.pack(f"<{used}Q", *words[:used])
     return [*words[:-1], record_tag(packed, section.kind << 32 | index, words[-1] >> 32)]
 
@@ -212,7 +214,7 @@ def main() -> None:
 
     GOLDEN.mkdir(parents=True, exist_ok=True)
     for name, publish in MADE.items():
-        path = GOLDEN / f"1.0-{name}.bin.gz"
+        path = GOLDEN / f"1.1-{name}.bin.gz"
         if path.exists():
             continue
         with tempfile.TemporaryDirectory() as directory:
@@ -229,7 +231,7 @@ def main() -> None:
         file[:512] = sealed(file)
         path.write_bytes(gzip.compress(bytes(file), mtime=0))
         text = json.dumps(figures(bytes(file)), indent=1, ensure_ascii=False)
-        path.with_name(f"1.0-{name}.json").write_text(f"{text}\n", encoding="utf-8")
+        path.with_name(f"1.1-{name}.json").write_text(f"{text}\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
