@@ -6,6 +6,7 @@ must notice when one is taken out of the source.
 
 from __future__ import annotations
 
+import itertools
 import re
 import shutil
 import subprocess
@@ -77,13 +78,17 @@ def order(instructions: list[str]) -> list[str]:
 
 def writer_is_ordered(generated: Path, headers: Path) -> bool:
     # Two turns of the latch for a single line, and one in the loop for all else: at each the number is stored with
-    # release, and a fence stands before the image.
-    return order(code(generated, "_segment", headers, "DeviceBlock_commit")) == ["store release", "fence"] * 3
+    # release, and a fence stands before the image. One more stands before rows, after what belongs to them.
+    found = order(code(generated, "_segment", headers, "DeviceBlock_commit"))
+    turns = [first for first, second in itertools.pairwise(found) if (first, second) == ("store release", "fence")]
+    return (len(turns), found.count("store release"), found.count("fence")) == (3, 3, 4)
 
 
 def reader_is_ordered(generated: Path, headers: Path) -> bool:
-    found = order(code(generated, "_reading", headers, "BlockReading_read_images"))
-    return found.count("load fence") == 2
+    cut = order(code(generated, "_reading", headers, "BlockReading_read_cut"))
+    # The third: what belongs to rows is read after them.
+    images = order(code(generated, "_reading", headers, "BlockReading_read_images"))
+    return (cut, images) == (["pread", "load fence", "load fence", "pread"], ["load fence"])
 
 
 def without(place: Path, file: str, line: str, replacement: str) -> Path:

@@ -506,8 +506,8 @@ cdef class Ledger:
         self.owner[slot] = NULL
         clear_bit(self.owned_slots, slot)
         if not (
-            self.block.mark(TTM_PROGRAM_NAMES, slot)
-            and self.block.mark(TTM_PROGRAM_CBS, slot)
+            self.block.mark_of_row(TTM_PROGRAM_NAMES, TTM_PROGRAMS, slot)
+            and self.block.mark_of_row(TTM_PROGRAM_CBS, TTM_PROGRAMS, slot)
             and self.block.mark(TTM_PROGRAMS, slot)
         ):
             # Shared memory is full: the totals stay exact, the row is counted.
@@ -939,7 +939,7 @@ cdef int32_t seat_buffer(Ledger ledger, uint32_t half, const char *name, size_t 
     cdef int32_t place = first_bit(ledger.free_buffer_slots[half])
     cdef int32_t slot = place + <int32_t> half * (TTM_BUFFER_ROWS // 2)
     cdef uint64_t *record
-    if place < 0 or not (ledger.block.mark(TTM_BUFFERS, slot) and ledger.block.mark(TTM_BUFFER_NAMES, slot)):
+    if place < 0 or not (ledger.block.mark_of_row(TTM_BUFFER_NAMES, TTM_BUFFERS, slot) and ledger.block.mark(TTM_BUFFERS, slot)):
         return -1
     clear_bit(ledger.free_buffer_slots[half], place)
     record = ledger.block.record(TTM_BUFFER_NAMES, slot)

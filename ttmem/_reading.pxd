@@ -24,11 +24,15 @@ cdef class BlockReading:
     cdef int read_header(self, int fd, uint64_t offset, uint64_t file_bytes) except -1
     cdef BlockReading successor(self)
     cdef int read_images(self, int fd, uint64_t offset) except -1
+    cdef int read_cut(self, int fd, uint64_t offset, int tries) except -1
     cdef int read_one(self, int fd, uint64_t image, bint merge) except -1
     cdef uint32_t lower_rows(self, uint32_t kind, uint32_t rows) noexcept nogil
     cdef int read_section(self, int fd, uint64_t image, uint32_t kind, uint32_t rows, uint32_t lower, bint merge) except -1
     cdef bint right(self, uint32_t kind, uint32_t index, const uint64_t *record) noexcept nogil
     cdef void judge(self) noexcept nogil
+    cdef int read_belongings(self, int fd, uint64_t image) except -1
+    cdef uint32_t unmix(self, uint32_t row_kind, uint32_t kind) noexcept nogil
+    cdef bint since(self, uint32_t later, uint32_t earlier, uint32_t index) noexcept nogil
     cdef bint buffer_in_use(self, uint32_t index) noexcept nogil
     cdef uint64_t *line(self, uint32_t kind, uint32_t index) noexcept nogil
     cdef object program_cbs(self, uint32_t index)

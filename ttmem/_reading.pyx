@@ -88,6 +88,8 @@ cdef extern from "<string.h>" nogil:
 
 cdef enum:
     TRIES = 32          # for one cut of a block whose writer goes on writing
+    ROUNDS = 8          # of records taken one by one, with a few more tries between them
+    RETRIES = 4
     CORES_MAX = 1024
     BLOCKS_MAX = 4096
     SECTION_MAX = 4 << 20      # bytes; the largest of layout 1.1 has 512 KiB
@@ -355,12 +357,46 @@ cdef class BlockReading:
         return 0
 
     cdef int read_images(self, int fd, uint64_t offset) except -1:
+        cdef uint64_t images = offset + self.header.image_offset
+        cdef bint whole = False
+        cdef int again
+        cdef uint32_t mixed
+        for again in range(ROUNDS):
+            whole = self.read_cut(fd, offset, RETRIES if again else TRIES)
+            if not self.live:
+                return 0
+            self.judge()
+            if whole and not self.damaged:
+                break
+            # Whatever is not right here may be right in the other image, which may be of another moment.
+            self.read_one(fd, images + self.header.image_bytes, True)
+            self.read_one(fd, images, True)
+            if not whole:
+                # The last image is written first, and there what belongs to a row before the row.
+                ttm_fence_acquire()
+                self.read_belongings(fd, images)
+            self.judge()
+            if whole:
+                whole = False
+                break
+            mixed = self.unmix(TTM_PROGRAMS, TTM_PROGRAM_NAMES)
+            mixed += self.unmix(TTM_PROGRAMS, TTM_PROGRAM_CBS)
+            mixed += self.unmix(TTM_BUFFERS, TTM_BUFFER_NAMES)
+            # Of a writer that goes on, a row may be told of and not be there yet: that is no damage, and gone the next time.
+            if self.damaged + mixed == 0:
+                break
+        self.consistent = whole
+        if not self.valid[TTM_TOTALS][TTM_T_CB] or not self.valid[TTM_TOTALS][TTM_T_TABLES]:
+            raise CorruptSegmentError(f"the totals of device {self.header.device_id} match no checksum")
+        return 0
+
+    cdef int read_cut(self, int fd, uint64_t offset, int tries) except -1:
+        """Read the image that readers are led to; False if the writer went on each time, or withdrew the device."""
         cdef ttm_block_control before, after
         cdef uint64_t image
-        cdef int attempt
-        cdef bint whole = False
-        for attempt in range(TRIES):
-            self.tries = attempt + 1
+        cdef int _attempt
+        for _attempt in range(tries):
+            self.tries += 1
             if not read_exactly(fd, &before, sizeof(before), offset + TTM_CONTROL):
                 raise CorruptSegmentError("the segment was cut short while it was read")
             ttm_fence_acquire()
@@ -371,22 +407,12 @@ cdef class BlockReading:
                 raise CorruptSegmentError("the segment was cut short while it was read")
             if after.generation != self.control.generation or after.state != TTM_STATE_LIVE:
                 self.live = False
-                return 0
+                return False
             if after.seq == before.seq:
-                whole = True
-                break
+                self.control = after
+                return True
         self.control = after
-        self.judge()
-        if not whole or self.damaged:
-            # Whatever is not right here may be right in the other image, which may be of another moment.
-            whole = False
-            self.read_one(fd, offset + self.header.image_offset + self.header.image_bytes, True)
-            self.read_one(fd, offset + self.header.image_offset, True)
-            self.judge()
-        self.consistent = whole
-        if not self.valid[TTM_TOTALS][TTM_T_CB] or not self.valid[TTM_TOTALS][TTM_T_TABLES]:
-            raise CorruptSegmentError(f"the totals of device {self.header.device_id} match no checksum")
-        return 0
+        return False
 
     cdef int read_one(self, int fd, uint64_t image, bint merge) except -1:
         """Read what is in use of an image; with ``merge`` keep of each record the newest that is right."""
@@ -415,6 +441,13 @@ cdef class BlockReading:
             else:
                 rows = 1
             self.read_section(fd, image, kind, rows, self.lower_rows(kind, rows), merge)
+        return 0
+
+    cdef int read_belongings(self, int fd, uint64_t image) except -1:
+        """Read again what belongs to rows that were read before, from the same image."""
+        cdef uint32_t kind
+        for kind in (TTM_PROGRAM_NAMES, TTM_PROGRAM_CBS, TTM_BUFFER_NAMES):
+            self.read_section(fd, image, kind, self.rows[kind], self.lower_rows(kind, self.rows[kind]), False)
         return 0
 
     cdef uint32_t lower_rows(self, uint32_t kind, uint32_t rows) noexcept nogil:
@@ -501,6 +534,25 @@ cdef class BlockReading:
                 self.valid[kind][i] = self.right(kind, i, self.line(kind, i))
                 if not self.valid[kind][i]:
                     self.damaged += 1
+
+    cdef uint32_t unmix(self, uint32_t row_kind, uint32_t kind) noexcept nogil:
+        """Forget what belongs to a later row than the one at its place; return how often.
+
+        Records that were taken one by one may be of both. What belongs to an earlier row cannot be met: see ``mark_of_row``.
+        """
+        cdef uint32_t i, mixed = 0
+        for i in range(min(self.rows[row_kind], self.rows[kind])):
+            if self.valid[row_kind][i] and self.valid[kind][i] and not self.since(row_kind, kind, i):
+                self.valid[kind][i] = 0
+                mixed += 1
+        return mixed
+
+    cdef bint since(self, uint32_t later, uint32_t earlier, uint32_t index) noexcept nogil:
+        """Tell whether a record of the first kind is as new as the one of the second kind at the same place."""
+        cdef uint64_t a = self.line(later, index)[self.section[later].words - 1]
+        cdef uint64_t b = self.line(earlier, index)[self.section[earlier].words - 1]
+        # Versions wrap after 2^32 commits: compare by distance.
+        return <uint32_t> ((a >> 32) - (b >> 32)) < 0x80000000u
 
     cdef inline bint buffer_in_use(self, uint32_t index) noexcept nogil:
         cdef uint64_t *tables = self.line(TTM_TOTALS, TTM_T_TABLES)

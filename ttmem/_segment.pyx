@@ -417,6 +417,7 @@ cdef class DeviceBlock:
         # where the block lay before may have no memory here.
         cdef uint32_t kind, index
         self.dirty_count = 0
+        self.rows_first = False
         memset(self.is_dirty, 0, self.record_count)
         for kind in range(TTM_SECTION_COUNT):
             for index in range(self.high[kind] if kind >= TTM_CB_CLASS and kind != TTM_PEAKS else self.section[kind].count):
@@ -448,6 +449,23 @@ cdef class DeviceBlock:
             self.dirty[self.dirty_count] = <uint64_t> kind << 32 | index
             self.dirty_count += 1
         return True
+
+    cdef bint mark_of_row(self, uint32_t kind, uint32_t row_kind, uint32_t index) noexcept nogil:
+        """Mark what belongs to a row: the next commit writes it before the row, even if that is marked already.
+
+        A reader that cannot get one cut, and reads rows first, then never gives a row the name of an earlier one.
+        """
+        self.rows_first |= self.is_dirty[self.first[row_kind] + index]
+        return self.mark(kind, index)
+
+    cdef void _put_rows_last(self) noexcept nogil:
+        cdef uint32_t i, kind, front = 0
+        for i in range(self.dirty_count):
+            kind = <uint32_t> (self.dirty[i] >> 32)
+            if kind == TTM_PROGRAM_NAMES or kind == TTM_PROGRAM_CBS or kind == TTM_BUFFER_NAMES:
+                self.dirty[i], self.dirty[front] = self.dirty[front], self.dirty[i]
+                front += 1
+        self.rows_first = False
 
     cdef bint _touch(self, uint64_t offset, uint64_t count) noexcept nogil:
         cdef uint64_t begin = offset // TTM_PAGE * TTM_PAGE
@@ -494,11 +512,14 @@ cdef class DeviceBlock:
                 record[TTM_LINE_WORDS - 1] = ttm_tag(keys, record, TTM_LINE_WORDS - 1, self.dirty[0], self.version)
                 self.is_dirty[self.first[kind] + index] = 0
                 self.dirty_count = 0
+                self.rows_first = False
                 ttm_latch_commit_line(
                     &self.control.seq, &self.control.updated_ns, self.updated_ns, <uint64_t *> (self.image[0] + offset),
                     <uint64_t *> (self.image[1] + offset), record,
                 )
                 return
+        if self.rows_first:
+            self._put_rows_last()
         for i in range(self.dirty_count):
             kind = <uint32_t> (self.dirty[i] >> 32)
             index = <uint32_t> self.dirty[i]
@@ -520,6 +541,8 @@ cdef class DeviceBlock:
                 target = <uint64_t *> (self.image[side] + offset)
                 last = self.section[kind].words - 1
                 if last + 1 == TTM_LINE_WORDS:
+                    if kind == TTM_PROGRAMS or kind == TTM_BUFFERS:
+                        ttm_fence_release()
                     copy_line(target, record)
                     continue
                 used = self.words_in_use(kind, record)
