@@ -276,44 +276,65 @@ class CaptureTracker:
         try:
             if known is not None:
                 result = original(operation, *args, **kwargs)
-                for publisher, program_id in known:
-                    publisher.dispatch(program_id)
+                try:
+                    for publisher, program_id in known:
+                        publisher.dispatch(program_id)
+                except Exception as error:
+                    self._fail(error)
             elif self._graph.is_graph_capture_active() or self._spent_ns > BURST_NS + BUDGET_NS * self._calls:
                 result = original(operation, *args, **kwargs)
             else:
                 result = self._in_window(key, lambda: original(operation, *args, **kwargs))
         finally:
             self._local.inside = False
-        if self.device.num_program_cache_entries() != self._entries:
-            self._cache_changed()
-        if time.monotonic_ns() >= self._poll_at_ns:
-            self._poll()
+        try:
+            if self.device.num_program_cache_entries() != self._entries:
+                self._cache_changed()
+            if time.monotonic_ns() >= self._poll_at_ns:
+                self._poll()
+        except Exception as error:
+            self._fail(error)
         return result
+
+    def _fail(self, error: Exception) -> None:
+        """End following for a fault that must not reach the user's call; the log says why."""
+        # Another thread may have stopped it meanwhile: then there is nothing wrong.
+        if self.active:
+            self.reason = f"{type(error).__name__}: {error}"
+            log.warning("ttmem no longer follows ttnn: %s; the program goes on", self.reason)
+            self.stop()
 
     def _in_window(self, key: Any, carry_out: Callable[[], Any]) -> Any:
         # This thread's own: a busy machine must not make windows look dear, and programs go unseen.
         begin_ns = time.thread_time_ns()
-        before = self.device.num_program_cache_entries()
-        self._graph._cpp_begin_graph_capture(self._graph.RunMode.NORMAL)
+        try:
+            before = self.device.num_program_cache_entries()
+            self._graph._cpp_begin_graph_capture(self._graph.RunMode.NORMAL)
+        except Exception as error:
+            self._fail(error)
+            return carry_out()
         ended = False
         try:
             result = carry_out()
             ended = True
         finally:
-            nodes = self._graph._cpp_end_graph_capture()
-            with self._lock:
-                self.windows += 1
-                dispatched = self._interpret(nodes)
-                grown = self.device.num_program_cache_entries() - before
-                if grown > 0:
-                    self._entries += int(grown)
-                else:
-                    self._spent_ns += time.thread_time_ns() - begin_ns
-                # What threw may have left its program in the cache, or not: it is looked at again.
-                if key is not None and ended:
-                    if len(self._seen) >= MAX_CALLS:
-                        self._seen.clear()
-                    self._seen[key] = dispatched
+            try:
+                nodes = self._graph._cpp_end_graph_capture()
+                with self._lock:
+                    self.windows += 1
+                    dispatched = self._interpret(nodes)
+                    grown = self.device.num_program_cache_entries() - before
+                    if grown > 0:
+                        self._entries += int(grown)
+                    else:
+                        self._spent_ns += time.thread_time_ns() - begin_ns
+                    # What threw may have left its program in the cache, or not: it is looked at again.
+                    if key is not None and ended:
+                        if len(self._seen) >= MAX_CALLS:
+                            self._seen.clear()
+                        self._seen[key] = dispatched
+            except Exception as error:
+                self._fail(error)
         return result
 
     def _interpret(self, nodes: list[Any]) -> list[tuple[Publisher, int]]:

@@ -8,6 +8,7 @@ import statistics
 import sys
 import threading
 import time
+import types
 import warnings
 
 import ttnn
@@ -335,6 +336,38 @@ def stepping_aside():
     )
 
 
+def spoilt(what):
+    """Break a part of ttmem's that a user's operation goes through, and carry operations out."""
+    import ttmem.ttnn
+
+    bench = Bench()
+    tracker = ttmem.ttnn.track(bench.device, method="capture")
+    one = ttnn.add(bench.tensor(1, 1, 64, 64), bench.tensor(1, 1, 64, 64))
+
+    def fail(*arguments):
+        raise KeyError("broken")
+
+    if what == "begin":
+        tracker._graph = types.SimpleNamespace(
+            is_graph_capture_active=lambda: False, RunMode=ttnn.graph.RunMode, _cpp_begin_graph_capture=fail
+        )
+    elif what == "nodes":
+        tracker._interpreter.feed = fail
+    elif what == "dispatch":
+        tracker.publishers[0].close()
+    else:
+        tracker._blocks.poll = fail
+        tracker._poll_at_ns = 0
+    other = ttnn.add(*[bench.tensor(1, 1, 64 if what == "dispatch" else 128, 64) for _ in range(2)])
+    answer(
+        shapes=[list(one.shape), list(other.shape)],
+        active=tracker.active,
+        reason=tracker.reason,
+        patched=len(tracker._patched),
+        capturing=ttnn.graph.is_graph_capture_active(),
+    )
+
+
 def capture_cost(rounds="20"):
     """Time a loop of cached ttnn.add with and without captures, in turn: microseconds an operation."""
     import ttmem.ttnn
@@ -459,6 +492,7 @@ SCENES = (
     peaked,
     captured,
     stepping_aside,
+    spoilt,
     report,
     closed,
     overhead,

@@ -74,3 +74,11 @@ def test_where_the_hook_is_not_built_a_process_is_followed_all_the_same(ttnn: En
         assert memory["cb"]["physical_bytes"] == 24576
         assert memory["l1"]["used_bytes"] == theirs["l1"] == 512 * 512 * 2
         assert "the hook is not built for this machine" in player.words.read_text()
+
+
+@pytest.mark.parametrize("what", ["begin", "nodes", "dispatch", "poll"])
+def test_a_fault_of_ttmem_never_reaches_the_users_operation(ttnn: Environment, tmp_path: Path, what: str) -> None:
+    found = ttnn.run(tmp_path, "n150", "scenes.py", "spoilt", what)
+    assert found["shapes"] == [[1, 1, 64, 64], [1, 1, 64 if what == "dispatch" else 128, 64]]
+    assert (found["active"], found["patched"], found["capturing"]) == (False, 0, False)
+    assert ("closed" if what == "dispatch" else "broken") in str(found["reason"])
