@@ -105,6 +105,9 @@ def _switch_off(reason: str) -> None:
     """Stop all tracking with one warning: figures that miss something would be worse than none."""
     with _lock:
         trackers = list(_trackers)
+        # Events that are still kept are for nobody any more.
+        _ttnn_hook.stop()
+        _ttnn_hook.take()
         for tracker in trackers:
             tracker.stop()
     if trackers:
@@ -137,6 +140,7 @@ class Tracker:
         self.warnings: list[str] = []
         self.publishers: dict[int, Publisher] = {}
         self.feeds: dict[int, _ttnn_feed.Feed] = {}
+        self._kept: _ttnn_hook.Events | None = None
         self._wake = threading.Event()
         self._keeper: threading.Thread | None = None
 
@@ -192,7 +196,7 @@ class Tracker:
         chips = [int(chip) for chip in self.device.get_device_ids()]
         geometry = geometry_of(self.device)
         with _probe(self.device):
-            kept = _ttnn_hook.take()
+            self._kept = kept = _ttnn_hook.take()
             status = _ttnn_hook.status()
             regions = own_regions()
         live: dict[tuple[int, int], int] = {}
@@ -236,6 +240,7 @@ class Tracker:
         self.active = True
         _hear()
         _ttnn_hook.release(_ttnn_feed.sink, kept)
+        self._kept = None
 
     def _warn(self, publisher: Publisher, note: int, text: str) -> None:
         publisher.note(note)
@@ -252,8 +257,12 @@ class Tracker:
             _ttnn_hook.stop()
             _ttnn_hook.take()
         else:
-            with contextlib.suppress(MemoryError):
-                _ttnn_hook.release(_ttnn_feed.sink)
+            try:
+                # What was taken while this one began is the others' too.
+                _ttnn_hook.release(_ttnn_feed.sink, self._kept)
+            except MemoryError as error:
+                _switch_off(str(error))
+        self._kept = None
         for publisher in self.publishers.values():
             publisher.close()
         self.publishers, self.feeds = {}, {}

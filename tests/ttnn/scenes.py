@@ -368,6 +368,33 @@ def spoilt(what):
     )
 
 
+def twice():
+    """Fail to track a device a second time while it allocates: the first tracker misses nothing of that."""
+    import ttmem.ttnn
+
+    bench = Bench()
+    tracker = ttmem.ttnn.track(bench.device)
+    keep = []
+
+    def geometry_of(device, original=ttmem.ttnn.geometry_of):
+        keep.append(bench.tensor(1, 1, 256, 256, memory=L1))
+        return original(device)
+
+    ttmem.ttnn.geometry_of = geometry_of
+    try:
+        ttmem.ttnn.Tracker(bench.device).start()
+    except ttmem.AlreadyPublishedError as error:
+        said = str(error)
+    memory = ttmem.attach(0).snapshot().memory
+    answer(
+        said=said,
+        ours=[memory.dram.used_bytes, memory.l1.used_bytes],
+        theirs=[regions()[0][name] for name in ("dram", "l1")],
+        kept=len(keep),
+        active=tracker.active,
+    )
+
+
 def capture_cost(rounds="20"):
     """Time a loop of cached ttnn.add with and without captures, in turn: microseconds an operation."""
     import ttmem.ttnn
@@ -493,6 +520,7 @@ SCENES = (
     captured,
     stepping_aside,
     spoilt,
+    twice,
     report,
     closed,
     overhead,

@@ -152,3 +152,10 @@ def test_a_tracked_device_reads_like_tt_metals_region(
     assert found["held_after"] == 0
     if mesh:
         assert found["asic_ids"] == {str(chip): hex(0x300000000 + 17 * chip) for chip in range(8)}
+
+
+def test_a_second_tracker_that_fails_costs_the_first_one_no_event(ttnn: Environment, tmp_path: Path) -> None:
+    found = ttnn.run(tmp_path, "n150", "scenes.py", "twice")
+    assert "already" in str(found["said"])
+    assert (found["kept"], found["active"]) == (1, True)
+    assert found["ours"] == found["theirs"]
