@@ -49,7 +49,7 @@ def n150(device_id: int = 0, **changes: Any) -> dict[str, Any]:
         "memory": {
             "dram": _memory(798720, 12 * 1024**3, 3 * KIB * KIB),
             "l1": _memory(buffers, room, buffers + 65536),
-            "l1_small": _memory(31760, set_aside, 31760),
+            "l1_small": {**_memory(31760, set_aside, 31760), "peak_span_bytes": 1120},
             "trace": _memory(0, 0, 0),
             "cb": {
                 "physical_bytes": cb,
@@ -181,7 +181,7 @@ def p150(device_id: int = 0, **changes: Any) -> dict[str, Any]:
         "memory": {
             "dram": _memory(20 * 1024**3, 32 * 1024**3, 30 * 1024**3),
             "l1": _memory(buffers, room, buffers),
-            "l1_small": _memory(0, 0, 0),
+            "l1_small": {**_memory(0, 0, 0), "peak_span_bytes": 0},
             "trace": _memory(4096 * KIB, 24 * KIB * KIB, 8192 * KIB),
             "cb": {
                 "physical_bytes": cb,

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,7 @@ from ttmem.cli.fit import main
 from ttmem.cores import CoreRangeSet
 from ttmem.dumps import read_live
 from ttmem.fit import Room, fit, parse_cb, parse_cores
+from ttmem.replay import replay
 
 CAPTURES = Path(__file__).parent / "captures"
 N150 = {"arch": "wormhole_b0", "grid": (8, 8), "l1_cb_base": 105664, "l1_small_size": 24576}
@@ -142,7 +145,9 @@ def test_sizes_are_suggested_from_the_peaks_of_a_device_with_a_margin(capsys, tm
     with ttmem.publish(
         0, arch="wormhole_b0", grid=(8, 8), l1_small_size=24576, dram_size=12 * 2**30, trace_region_size=12 * 65536
     ) as pub:
-        pub.deallocate(pub.allocate("L1_SMALL", 64 * 1000))
+        for offset, size in ((1000, 600), (4000, 400)):
+            # A small buffer: of 1,000 bytes in all, which is 16 of each core, and yet there in each of them.
+            pub.deallocate(pub.allocate("L1_SMALL", 1000, address=1499136 - offset, size_per_bank=size))
         traces = [pub.allocate("TRACE", size) for size in (100_000, 23_000)]
         for trace in traces:
             pub.deallocate(trace)
@@ -151,8 +156,12 @@ def test_sizes_are_suggested_from_the_peaks_of_a_device_with_a_margin(capsys, tm
         small, trace = device["suggestions"]
         assert main(["--suggest", "--margin", "0"]) == 0
         text = " ".join(capsys.readouterr().out.split())
-    aligned = {size: -(-size // 64) * 64 for size in (1000, 123_000)}
-    assert (small["option"], small["needed_bytes"], small["configured_bytes"]) == ("l1_small_size", 1024, 24576)
+    aligned = {size: -(-size // 64) * 64 for size in (3600, 123_000)}
+    assert (small["option"], small["needed_bytes"], small["configured_bytes"]) == (
+        "l1_small_size",
+        aligned[3600],
+        24576,
+    )
     assert (trace["option"], trace["needed_bytes"]) == ("trace_region_size", aligned[123_000])
     assert trace["configured_bytes"] == 65536
     for size in (small, trace):
@@ -170,6 +179,51 @@ def test_a_capture_suggests_what_its_own_buffers_need(capsys):
     (size,) = device["suggestions"]
     assert view["total_bytes_allocated_per_bank"] <= size["needed_bytes"] < size["suggested_bytes"]
     assert size["suggested_bytes"] <= view["total_bytes_per_bank"]
+
+
+def test_a_replayed_capture_suggests_what_the_capture_itself_does(capsys, tmp_path, monkeypatch):
+    monkeypatch.setenv("TTMEM_SHM_DIR", str(tmp_path))
+    capture = CAPTURES / "n150_conv.json.gz"
+    assert main([str(capture), "--suggest", "--json"]) == 0
+    (of_capture,) = json.loads(capsys.readouterr().out)["devices"][0]["suggestions"]
+    run, _ = replay(capture, publish=ttmem.publish, arch="wormhole_b0", grid=(8, 8), l1_small_size=24576)
+    with run:
+        assert main(["--suggest", "--json"]) == 0
+    small, _ = json.loads(capsys.readouterr().out)["devices"][0]["suggestions"]
+    assert small == {**of_capture, "configured_bytes": 24576}
+    assert small["exact"]
+
+
+def test_no_size_is_suggested_where_it_is_unknown_how_buffers_lay_in_a_bank(capsys, tmp_path, monkeypatch):
+    monkeypatch.setenv("TTMEM_SHM_DIR", str(tmp_path))
+    with ttmem.publish(0, arch="wormhole_b0", grid=(8, 8), l1_small_size=24576) as pub:
+        pub.allocate("L1_SMALL", 64 * 1000)
+        assert main(["--suggest", "--json"]) == 0
+        small, _ = json.loads(capsys.readouterr().out)["devices"][0]["suggestions"]
+        assert (small["needed_bytes"], small["suggested_bytes"], small["exact"]) == (1024, None, False)
+        assert main(["--suggest"]) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert "no size can be suggested" in text
+    assert "more than needed" not in text
+
+
+def test_the_span_of_two_processes_is_that_from_the_lowest_to_the_highest_byte(tmp_path, monkeypatch):
+    monkeypatch.setenv("TTMEM_SHM_DIR", str(tmp_path))
+    code = (
+        "import sys, ttmem; p = ttmem.publish(0); p.allocate('L1_SMALL', 64, address=5000, size_per_bank=64); "
+        "print(flush=True); sys.stdin.read()"
+    )
+    with ttmem.publish(0) as pub:
+        assert ttmem.attach(0).snapshot().to_dict()["memory"]["l1_small"]["peak_span_bytes"] == 0
+        pub.deallocate(pub.allocate("L1_SMALL", 64, address=9000, size_per_bank=500))
+        command = [sys.executable, "-c", code]
+        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+            assert other.stdout is not None
+            other.stdout.readline()
+            spans = [ttmem.attach(0).snapshot().to_dict()["memory"]["l1_small"]["peak_span_bytes"]]
+            other.communicate()
+        spans.append(ttmem.attach(0).snapshot().to_dict()["memory"]["l1_small"]["peak_span_bytes"])
+    assert spans == [9500 - 5000, 500]
 
 
 @pytest.mark.parametrize("argv", [["--suggest", "--cb", "1x1"], [], ["--suggest", "--margin", "-1"]])

@@ -49,6 +49,8 @@ enum ttm_section_kind {
     TTM_SECTION_COUNT
 };
 
+/* Of the types of buffers: used, peak, number. Of L1_SMALL besides (1.1): the lowest address and the highest end since publish,
+ * and the number of buffers of which they are not known. */
 enum ttm_total { TTM_T_CB = 0, TTM_T_DRAM, TTM_T_L1, TTM_T_SYSTEM, TTM_T_L1_SMALL, TTM_T_TRACE, TTM_T_KERNEL, TTM_T_TABLES };
 
 enum {

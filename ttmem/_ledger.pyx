@@ -792,6 +792,13 @@ cdef class Ledger:
         if total[1] < total[0]:
             total[1] = total[0]
             self.note_peak(TTM_T_DRAM + buffer_type, total[0], id, total[2], name, name_bytes)
+        if buffer_type == TTM_T_L1_SMALL - TTM_T_DRAM:
+            if flags & 6 == 6:
+                # The end first: 0 says that there was no buffer yet.
+                total[3] = address if total[4] == 0 else min(total[3], address)
+                total[4] = max(total[4], address + size_per_bank)
+            else:
+                total[5] += 1
         self.block.mark(TTM_TOTALS, TTM_T_DRAM + buffer_type)
         if footprint != NULL:
             self.sync_buffers_locked()

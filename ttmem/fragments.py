@@ -292,7 +292,7 @@ class Suggestion:
         needed_bytes: the least that what ran would have needed: per bank for L1_SMALL; for traces the sum of their
             buffers, which TT-Metal holds against the option.
         configured_bytes: what the option was, None if it is not known.
-        exact: False where the figure is a lower bound, as a sum over banks was divided.
+        exact: False where the figure is a lower bound: how buffers lay in a bank is not known, and no size is suggested.
     """
 
     option: str
@@ -300,13 +300,13 @@ class Suggestion:
     configured_bytes: int | None
     exact: bool
 
-    def suggested_bytes(self, margin: float = MARGIN) -> int:
-        """Return what to set the option to: with a margin, and rounded up to what regions are aligned to.
+    def suggested_bytes(self, margin: float = MARGIN) -> int | None:
+        """Return what to set the option to, with a margin and rounded up as regions are aligned; None if it is not known.
 
         Args:
             margin: what to add, as a part of what was needed.
         """
-        return _aligned(self.needed_bytes + math.ceil(self.needed_bytes * margin))
+        return _aligned(self.needed_bytes + math.ceil(self.needed_bytes * margin)) if self.exact else None
 
     def to_dict(self, margin: float = MARGIN) -> dict[str, Any]:
         """Return it as JSON has it.
@@ -331,10 +331,11 @@ def suggest_of_device(device: Mapping[str, Any]) -> list[Suggestion]:
     if grid and small.get("peak_bytes") is not None:
         count = grid["x"] * grid["y"]
         total = small.get("total_bytes")
-        needed = -(-small["peak_bytes"] // count)
-        found.append(
-            Suggestion("l1_small_size", _aligned(needed), None if total is None else total // count, needed == 0)
-        )
+        # A small buffer lies in few banks and takes its place in all of them: a share of the sum says little.
+        span = small.get("peak_span_bytes")
+        needed, exact = -(-small["peak_bytes"] // count), span is not None or small["peak_bytes"] == 0
+        configured = None if total is None else total // count
+        found.append(Suggestion("l1_small_size", _aligned(max(needed, span or 0)), configured, exact))
     if trace.get("peak_bytes") is not None:
         banks, total = _banks(device, None, None)[0], trace.get("total_bytes")
         # TT-Metal sets the option aside in each bank, and holds the sum of all traces against it.
@@ -372,17 +373,24 @@ def advice_lines(suggestions: Sequence[Suggestion], margin: float = MARGIN) -> l
     lines = []
     for s in suggestions:
         unit = "bytes per bank" if s.option == "l1_small_size" else "bytes"
-        if s.needed_bytes == 0:
+        if not s.exact:
+            text = (
+                f"{s.option}: no size can be suggested: what ran needed {s.needed_bytes} {unit} or more, for it is not "
+                "known how buffers lay in a bank"
+            )
+        elif s.needed_bytes == 0:
             text = f"{s.option}=0 is enough for what ran"
         else:
-            what = "needed" if s.exact else "at least needed"
             text = (
-                f"{s.option}={s.suggested_bytes(margin)} is suggested: {s.needed_bytes} {unit} were {what} by what ran"
+                f"{s.option}={s.suggested_bytes(margin)} is suggested: {s.needed_bytes} {unit} were needed by what ran"
             )
             text += f", and {100 * margin:g} % on top" if margin else ""
         if s.configured_bytes is not None:
             spare = s.configured_bytes - s.needed_bytes
             text += f"; it was {s.configured_bytes}"
-            text += f", {spare} more than needed" if spare > 0 else f", {-spare} too few" if spare < 0 else ""
+            if spare < 0:
+                text += f", {-spare} too few"
+            elif spare and s.exact:
+                text += f", {spare} more than needed"
         lines.append(text)
     return lines

@@ -504,7 +504,7 @@ def to_device(region: Region) -> dict[str, object]:
         "memory": {
             "dram": memory(region.dram_bytes),
             "l1": memory(region.l1_bytes),
-            "l1_small": memory(region.l1_small_bytes),
+            "l1_small": {**memory(region.l1_small_bytes), "peak_span_bytes": None},
             "trace": memory(region.trace_bytes),
             "cb": {
                 "physical_bytes": None if resident else region.cb_bytes,

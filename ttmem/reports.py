@@ -125,9 +125,8 @@ def _unknown_device(device_id: int, memory: Mapping[str, Mapping[str, int | None
         "updated_ns": None,
         "consistent": True,
         "memory": {
-            **{
-                name: {**dict.fromkeys(regions), **memory.get(name, {})} for name in ("dram", "l1", "l1_small", "trace")
-            },
+            **{name: {**dict.fromkeys(regions), **memory.get(name, {})} for name in ("dram", "l1", "trace")},
+            "l1_small": {**dict.fromkeys(regions), **memory.get("l1_small", {}), "peak_span_bytes": None},
             "cb": dict.fromkeys(("physical_bytes", "logical_bytes", "resident_bytes", *_PEAK, "peak_programs")),
             "kernel": dict.fromkeys(("used_bytes", "persistent_bytes")),
         },

@@ -326,6 +326,20 @@ class Snapshot:
             return {"peak_at_ns": None, "peak_by": None, f"peak_{what}s": None}
         return {"peak_at_ns": peak[1], "peak_by": peak[4] or f"{what} {peak[2]}", f"peak_{what}s": peak[3]}
 
+    def _span(self) -> int | None:
+        """Return how many bytes of a bank lie between the first and the last that L1_SMALL ever held; None if unknown."""
+        lowest: list[int] = []
+        ends: list[int] = []
+        for part in self._live:
+            words = part.reading.total(L1_SMALL)
+            # Layout 1.0 has a peak, and no word of where it lay.
+            if words is None or words[5] or (words[1] and not words[4]):
+                return None
+            if words[4]:
+                lowest.append(words[3])
+                ends.append(words[4])
+        return max(ends) - min(lowest) if ends else 0
+
     def _physical(self) -> int | None:
         if len(self._live) == 1:
             return self._total(CB, 0)
@@ -368,7 +382,10 @@ class Snapshot:
             "memory": {
                 "dram": region(DRAM, geometry["dram_size"]),
                 "l1": region(L1, l1_total),
-                "l1_small": region(L1_SMALL, None if cores is None or small is None else cores * small),
+                "l1_small": {
+                    **region(L1_SMALL, None if cores is None or small is None else cores * small),
+                    "peak_span_bytes": self._span(),
+                },
                 "trace": region(TRACE, geometry["trace_region_size"]),
                 "cb": {
                     "physical_bytes": self._physical(),

@@ -101,6 +101,8 @@ def _fields() -> dict[str, Field]:
         for part, meaning in _PARTS.items():
             found.append(Field(f"memory.{kind}.{part}", f"memory.{kind}.{part}_bytes", BYTES, f"{what}: {meaning}."))
         found += _peak_fields(kind, what, "buffers")
+    span = "L1_SMALL: from the lowest to the highest byte of a bank in use since publish, holes too."
+    found.append(Field("memory.l1_small.peak_span", "memory.l1_small.peak_span_bytes", BYTES, span))
     for part, meaning in (
         ("physical", "bytes covered by at least one CB of any cached program, summed over cores"),
         ("logical", "sum of the sizes of all cached programs' CBs; may exceed the memory"),
