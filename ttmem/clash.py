@@ -16,6 +16,7 @@ from ttmem.capture import CaptureReader
 from ttmem.cores import CoreCoord, CoreRange, rectangles_of
 from ttmem.errors import CaptureError, InvalidIntervalError
 from ttmem.interpreter import CaptureInterpreter
+from ttmem.mesh import CaptureSink
 from ttmem.model import CB_KINDS, DRAM_ALIGNMENT, BufferType, CircularBuffer, Geometry
 from ttmem.placement import place, region_ends
 from ttmem.replay import ASSUMED_CB_BASE, _has_wide_core
@@ -221,8 +222,8 @@ class _Program:
     dispatches: int = 0
 
 
-class ClashWatch:
-    """Takes the events of a capture (:class:`ttmem.mesh.CaptureSink`) and judges each dispatch at its moment.
+class ClashWatch(CaptureSink):
+    """Takes the events of a capture and judges each dispatch at its moment.
 
     A program that an operation lays out is judged there and then, for that is where TT-Metal checks it.
 
@@ -322,9 +323,6 @@ class ClashWatch:
                 finding = before
             times = 1 + ((before.dispatches or 0) if before is not None else 0)
             self._thrown[key] = _changed(finding, threw=True, dispatches=times)
-
-    def advance(self, duration_ns: int) -> None:
-        """Take no notice of time."""
 
     def _chip(self, chip: int) -> _Chip:
         state = self.chips.get(chip)

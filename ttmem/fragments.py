@@ -11,7 +11,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ttmem.model import BufferType, CircularBuffer
+from ttmem.mesh import CaptureSink
+from ttmem.model import BufferType
 
 MARGIN = 0.1
 """What a suggestion adds to what was needed, unless told."""
@@ -227,8 +228,8 @@ class _Region:
     unknown: bool = False
 
 
-class RegionWatch:
-    """Takes the events of a capture (:class:`ttmem.mesh.CaptureSink`) and keeps what L1_SMALL and TRACE needed."""
+class RegionWatch(CaptureSink):
+    """Takes the buffers of a capture and keeps what L1_SMALL and TRACE needed."""
 
     def __init__(self) -> None:
         self.regions: dict[tuple[int, BufferType], _Region] = {}
@@ -266,21 +267,6 @@ class RegionWatch:
                 _, size_per_bank, size = region.live.pop(key)
                 region.bytes_now -= size
                 region.bank_now -= size_per_bank or 0
-
-    def lay_out(self, chip: int, program_key: int, circular_buffers: tuple[CircularBuffer, ...], name: str) -> None:
-        """Take no notice of programs."""
-
-    def add_program(self, chip: int, program_key: int, circular_buffers: tuple[CircularBuffer, ...], name: str) -> None:
-        """Take no notice of programs."""
-
-    def dispatch(self, chip: int, program_key: int) -> None:
-        """Take no notice of programs."""
-
-    def threw(self, chip: int, program_key: int) -> None:
-        """Take no notice of programs."""
-
-    def advance(self, duration_ns: int) -> None:
-        """Take no notice of time."""
 
 
 @dataclass(frozen=True, slots=True)

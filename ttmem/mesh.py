@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass
-from typing import Protocol, Union
+from typing import Union
 
 from ttmem.capture import Warnings
 from ttmem.model import BufferType, CircularBuffer
@@ -19,8 +19,13 @@ MAX_CHIPS = 1024
 """The most chips of one mesh."""
 
 
-class CaptureSink(Protocol):
-    """What takes the events of a capture, one call per chip; sizes and addresses are bytes, None is unknown."""
+class CaptureSink:
+    """What takes the events of a capture, one call per chip; sizes and addresses are bytes, None is unknown.
+
+    It takes no notice of anything: who inherits from it defines what it cares for.
+    """
+
+    __slots__ = ()
 
     def allocate(
         self,

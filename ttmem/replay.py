@@ -11,7 +11,7 @@ from typing import Any, Protocol
 from ttmem.capture import CaptureReader, read_core_ranges
 from ttmem.errors import CaptureError, TtmemError
 from ttmem.interpreter import CaptureInterpreter
-from ttmem.mesh import CaptureCounts
+from ttmem.mesh import CaptureCounts, CaptureSink
 from ttmem.model import DRAM_ALIGNMENT, BufferType, CircularBuffer, Geometry
 from ttmem.placement import place
 
@@ -94,7 +94,7 @@ class ReplaySummary:
 
 
 @dataclass(slots=True)
-class Replay:
+class Replay(CaptureSink):
     """Feeds a capture through publishers, one per chip, and keeps them open until it is closed.
 
     Args:
@@ -197,7 +197,7 @@ class Replay:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    # What follows takes the interpreter's events (interpreter.CaptureSink).
+    # What follows takes the events. A program is published once its operation has ended; TT-Metal keeps none that threw.
 
     def allocate(
         self,
@@ -226,9 +226,6 @@ class Replay:
         if buffer_id is not None:
             self.publishers[chip].deallocate(buffer_id)
 
-    def lay_out(self, chip: int, program_key: int, circular_buffers: tuple[CircularBuffer, ...], name: str) -> None:
-        """Wait: a program is published once its operation has ended."""
-
     def add_program(self, chip: int, program_key: int, circular_buffers: tuple[CircularBuffer, ...], name: str) -> None:
         """Publish a program, placed if the capture has no addresses."""
         publisher = self._publisher(chip)
@@ -247,9 +244,6 @@ class Replay:
         program_id = self._programs.get((chip, program_key))
         if program_id is not None:
             self.publishers[chip].dispatch(program_id)
-
-    def threw(self, chip: int, program_key: int) -> None:
-        """Publish nothing: TT-Metal kept nothing."""
 
     def advance(self, duration_ns: int) -> None:
         """Wait until the recorded time has passed, at the speed that was asked for."""

@@ -21,6 +21,7 @@ from ttmem.capture import geometry_of_entry, read_device_tensors, read_integer
 from ttmem.dumps import DATABASE_MAGIC, Dump, DumpError, buffers_of
 from ttmem.errors import TtmemError
 from ttmem.interpreter import CaptureInterpreter
+from ttmem.mesh import CaptureSink
 from ttmem.model import BufferType, CircularBuffer, Geometry
 
 MAX_CHIPS = 256
@@ -141,21 +142,12 @@ def _unknown_device(device_id: int, memory: Mapping[str, Mapping[str, int | None
 # The database of ttnn-visualizer
 
 
-class _Programs:
+class _Programs(CaptureSink):
     """Records the programs of a graph with the publishers of their chips; buffers come from the table of them."""
 
     def __init__(self, publishers: Mapping[int, Publisher]) -> None:
         self._publishers = publishers
         self._ids: dict[tuple[int, int], int] = {}
-
-    def allocate(self, *values: object) -> None:
-        """Leave it to the table of buffers."""
-
-    def free(self, chip: int, key: int) -> None:
-        """Leave it to the table of buffers."""
-
-    def lay_out(self, chip: int, program_key: int, circular_buffers: tuple[CircularBuffer, ...], name: str) -> None:
-        """Wait until the operation has ended."""
 
     def add_program(self, chip: int, program_key: int, circular_buffers: tuple[CircularBuffer, ...], name: str) -> None:
         """Record a program."""
@@ -167,12 +159,6 @@ class _Programs:
         """Record that it was dispatched."""
         if (chip, program_key) in self._ids:
             self._publishers[chip].dispatch(self._ids[chip, program_key])
-
-    def threw(self, chip: int, program_key: int) -> None:
-        """Forget what TT-Metal did not keep."""
-
-    def advance(self, duration_ns: int) -> None:
-        """Need no clock."""
 
 
 class _Database:

@@ -25,6 +25,7 @@ from typing import Any
 from ttmem._publisher import Publisher
 from ttmem.errors import TtmemError
 from ttmem.interpreter import CaptureInterpreter
+from ttmem.mesh import CaptureSink
 from ttmem.model import BufferType, CircularBuffer
 from ttmem.publisher import publish
 from ttmem.ttnn import NOTE_PROGRAMS_BEFORE, NOTE_WINDOWED, REGION_FIELDS, _probe, geometry_of, own_regions
@@ -54,7 +55,7 @@ class _OpaqueError(Exception):
     """An argument tells nothing of what it holds."""
 
 
-class _ProgramSink:
+class _ProgramSink(CaptureSink):
     """Tells the publishers of the programs in a window, and notes which these were; buffers are another's."""
 
     def __init__(self, publishers: dict[int, Publisher]) -> None:
@@ -62,15 +63,6 @@ class _ProgramSink:
         self.dispatched: list[tuple[Publisher, int]] = []
         self._ids: dict[tuple[int, int], int] = {}
         self.refused = 0
-
-    def allocate(self, *values: object) -> None:
-        """Leave it to the allocator."""
-
-    def free(self, chip: int, key: int) -> None:
-        """Leave it to the allocator."""
-
-    def lay_out(self, chip: int, program_key: int, circular_buffers: tuple[CircularBuffer, ...], name: str) -> None:
-        """Wait until the operation has ended."""
 
     def add_program(self, chip: int, program_key: int, circular_buffers: tuple[CircularBuffer, ...], name: str) -> None:
         """Publish a program that was laid out."""
@@ -91,12 +83,6 @@ class _ProgramSink:
             publisher = self.publishers[chip]
             publisher.dispatch(program_id)
             self.dispatched.append((publisher, program_id))
-
-    def threw(self, chip: int, program_key: int) -> None:
-        """Forget what TT-Metal did not keep."""
-
-    def advance(self, duration_ns: int) -> None:
-        """Need no clock: this is live."""
 
     def clear(self) -> None:
         """Remove every program."""
