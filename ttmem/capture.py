@@ -12,6 +12,7 @@ import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import IO
 
 import ijson  # type: ignore[import-untyped]
@@ -136,6 +137,23 @@ class CaptureReader:
             if chip is not None and chip >= 0:
                 result[chip] = geometry_of_entry(entry)
         return result
+
+    @cached_property
+    def has_wide_core(self) -> bool:
+        """Whether any program uses a core with x above 7, which Wormhole does not have; the nodes are read for it once."""
+        try:
+            # Another reader: this one may be in the middle of its nodes.
+            for node in CaptureReader(self.path).nodes():
+                params = node.get("params") if isinstance(node, Mapping) else None
+                if isinstance(params, Mapping) and "core_range_set" in params:
+                    core_ranges = read_core_ranges(params["core_range_set"])
+                    box = core_ranges.bounding_box if core_ranges is not None else None
+                    if box is not None and box.end.x > 7:
+                        return True
+        except CaptureError:
+            # The file breaks off; what came before has no such core.
+            pass
+        return False
 
 
 def _skip_mark(file: IO[bytes]) -> IO[bytes]:

@@ -17,9 +17,9 @@ from ttmem.cores import CoreCoord, CoreRange, rectangles_of
 from ttmem.errors import CaptureError, InvalidIntervalError
 from ttmem.interpreter import CaptureInterpreter
 from ttmem.mesh import CaptureSink
-from ttmem.model import CB_KINDS, DRAM_ALIGNMENT, BufferType, CircularBuffer, Geometry
+from ttmem.model import CB_KINDS, BufferType, CircularBuffer, Geometry
 from ttmem.placement import place, region_ends
-from ttmem.replay import ASSUMED_CB_BASE, _has_wide_core
+from ttmem.replay import base_and_alignment, geometry_of_chip
 from ttmem.units import format_bytes, format_exact
 
 MAX_INVOLVED = 64
@@ -229,7 +229,7 @@ class ClashWatch(CaptureSink):
 
     Args:
         geometry_of: what is known of a chip.
-        wide: tells whether the capture has cores that only Blackhole has; asked once, if CBs have no addresses.
+        wide: tells whether the capture has cores that only Blackhole has; asked if CBs have no addresses.
         on_notice: called with what people should know, such as an assumption.
     """
 
@@ -243,7 +243,6 @@ class ClashWatch(CaptureSink):
         self._geometry_of = geometry_of
         self._wide = wide
         self._on_notice = on_notice
-        self._assumed_arch: str | None = None
         self.chips: dict[int, _Chip] = {}
         self._programs: dict[tuple[int, int], _Program] = {}
         self._pending: dict[tuple[int, int], _Program] = {}
@@ -335,29 +334,21 @@ class ClashWatch(CaptureSink):
 
     def _laid_out(self, chip: int, circular_buffers: tuple[CircularBuffer, ...], name: str) -> _Program:
         if any(cb.address is None and not cb.globally_allocated for cb in circular_buffers):
-            base, alignment = self.base_and_alignment(chip)
+            base, alignment = self._base_and_alignment(chip)
             try:
                 circular_buffers = tuple(place(circular_buffers, base=base, alignment=alignment))
             except InvalidIntervalError:
                 circular_buffers = ()
         return _Program(name, circular_buffers, region_ends(circular_buffers))
 
-    def base_and_alignment(self, chip: int) -> tuple[int, int]:
-        """Return the CB base and alignment of a chip in bytes, assumed, and said so, where they are unknown."""
+    def _base_and_alignment(self, chip: int) -> tuple[int, int]:
+        """Return the CB base and alignment of a chip in bytes, assumed, and said so once, where they are unknown."""
         state = self._chip(chip)
-        arch = state.arch
-        if arch is None:
-            if self._assumed_arch is None:
-                self._assumed_arch = "blackhole" if self._wide() else "wormhole_b0"
-            arch = self._assumed_arch
-        base = ASSUMED_CB_BASE[arch] if state.base is None else state.base
-        if (state.arch is None or state.base is None) and self._on_notice is not None:
-            self._on_notice(
-                f"the capture has no circular buffer addresses: placed as on {arch} from {base} in steps of "
-                f"{DRAM_ALIGNMENT[arch]} bytes; give --arch and --l1-cb-base to have it exact"
-            )
+        base, alignment, assumed = base_and_alignment(state.arch, state.base, wide=self._wide)
+        if assumed and self._on_notice is not None:
+            self._on_notice(assumed)
             self._on_notice = None
-        return base, DRAM_ALIGNMENT[arch]
+        return base, alignment
 
     def _judge(self, chip: int, program: _Program) -> None:
         state = self._chip(chip)
@@ -442,13 +433,12 @@ def judge_capture(path: str | os.PathLike[str], *, geometry: Geometry | None = N
         told = {}
 
     def geometry_of(chip: int) -> Geometry:
-        known = told.get(chip) or (next(iter(told.values())) if len(told) == 1 else Geometry())
         try:
-            return Geometry.of(**{**known.known(), **given.known()})  # type: ignore[arg-type]
+            return geometry_of_chip(told, chip, given)
         except ValueError:
             return given
 
-    watch = ClashWatch(geometry_of, wide=lambda: _has_wide_core(reader), on_notice=notices.append)
+    watch = ClashWatch(geometry_of, wide=lambda: reader.has_wide_core, on_notice=notices.append)
     interpreter = CaptureInterpreter(watch)
     complete = True
     try:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Protocol
 
-from ttmem.capture import CaptureReader, read_core_ranges
+from ttmem.capture import CaptureReader
 from ttmem.errors import CaptureError, TtmemError
 from ttmem.interpreter import CaptureInterpreter
 from ttmem.mesh import CaptureCounts, CaptureSink
@@ -129,7 +129,6 @@ class Replay(CaptureSink):
     _programs: dict[tuple[int, int], int] = field(default_factory=dict, init=False)
     _refusals: dict[str, int] = field(default_factory=dict, init=False)
     _assumed: str | None = field(default=None, init=False)
-    _wide: bool | None = field(default=None, init=False)
     _recorded_ns: int = field(default=0, init=False)
     _started_ns: int = field(default=0, init=False)
 
@@ -266,16 +265,8 @@ class Replay(CaptureSink):
         return publisher
 
     def _geometry(self, chip: int) -> Geometry:
-        """Return what is known of a chip: what the user tells, then what the report tells."""
-        told = self._told.get(chip)
-        if told is None and len(self._told) == 1:
-            # A report names the mesh here, and its chips are alike.
-            told = next(iter(self._told.values()))
-        if told is None:
-            return self.geometry
-        values = {**told.known(), **self.geometry.known()}
         try:
-            return Geometry.of(**values)  # type: ignore[arg-type]
+            return geometry_of_chip(self._told, chip, self.geometry)
         except ValueError as error:
             self._refuse("geometry of the report", error)
             return self.geometry
@@ -283,20 +274,13 @@ class Replay(CaptureSink):
     def _base_and_alignment(self, chip: int) -> tuple[int, int]:
         """Return the CB base and alignment in bytes, assumed where they are unknown."""
         geometry = self._geometry(chip)
-        arch = geometry.arch
-        if arch is None:
-            if self._wide is None:
-                self._wide = _has_wide_core(self._reader)
-            arch = "blackhole" if self._wide else "wormhole_b0"
-        base = ASSUMED_CB_BASE[arch] if geometry.l1_cb_base is None else geometry.l1_cb_base
-        alignment = DRAM_ALIGNMENT[arch]
-        if self._assumed is None and (geometry.arch is None or geometry.l1_cb_base is None):
-            self._assumed = (
-                f"the capture has no circular buffer addresses: placed as on {arch} from {base} in steps of "
-                f"{alignment} bytes; give --arch and --l1-cb-base to have it exact"
-            )
+        base, alignment, assumed = base_and_alignment(
+            geometry.arch, geometry.l1_cb_base, wide=lambda: self._reader.has_wide_core
+        )
+        if assumed and self._assumed is None:
+            self._assumed = assumed
             if self.on_notice is not None:
-                self.on_notice(self._assumed)
+                self.on_notice(assumed)
         return base, alignment
 
     def _refuse(self, what: str, error: object) -> None:
@@ -313,20 +297,47 @@ class Replay(CaptureSink):
         )
 
 
-def _has_wide_core(reader: CaptureReader) -> bool:
-    """Tell whether any program of the capture uses a core with x above 7, which Wormhole does not have."""
-    try:
-        for node in CaptureReader(reader.path).nodes():
-            params = node.get("params") if isinstance(node, Mapping) else None
-            if isinstance(params, Mapping) and "core_range_set" in params:
-                core_ranges = read_core_ranges(params["core_range_set"])
-                box = core_ranges.bounding_box if core_ranges is not None else None
-                if box is not None and box.end.x > 7:
-                    return True
-    except CaptureError:
-        # The file breaks off; what came before has no such core.
-        pass
-    return False
+def geometry_of_chip(told: Mapping[int, Geometry], chip: int, given: Geometry) -> Geometry:
+    """Return what is known of a chip: what the user gave, then what the report tells.
+
+    Args:
+        told: what the report tells, by chip.
+        chip: which one.
+        given: by the user.
+
+    Raises:
+        ValueError: they contradict each other.
+    """
+    # A report names the mesh here, and its chips are alike.
+    known = told.get(chip) or (next(iter(told.values())) if len(told) == 1 else Geometry())
+    return Geometry.of(**{**known.known(), **given.known()})  # type: ignore[arg-type]
+
+
+def base_and_alignment(arch: str | None, base: int | None, *, wide: Callable[[], bool]) -> tuple[int, int, str]:
+    """Return the CB base and alignment of a chip in bytes, and what of them was assumed, for people.
+
+    Args:
+        arch: of the chip, None if it is not known.
+        base: of the chip, None if it is not known.
+        wide: tells whether the capture has cores that only Blackhole has; asked if the architecture is not known.
+
+    Returns:
+        The base, the alignment and a sentence, which is empty if both were known.
+    """
+    known = arch is not None and base is not None
+    if arch is None:
+        arch = "blackhole" if wide() else "wormhole_b0"
+    if base is None:
+        base = ASSUMED_CB_BASE[arch]
+    alignment = DRAM_ALIGNMENT[arch]
+    if known:
+        return base, alignment, ""
+    return (
+        base,
+        alignment,
+        f"the capture has no circular buffer addresses: placed as on {arch} from {base} in steps of {alignment} bytes; "
+        "give --arch and --l1-cb-base to have it exact",
+    )
 
 
 def replay(
