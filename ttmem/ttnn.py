@@ -30,6 +30,8 @@ from ttmem.publisher import publish
 from ttmem.region import RegionProcess, find_regions, read_region
 
 if TYPE_CHECKING:
+    from typing_extensions import Self
+
     from ttmem.ttnn_capture import CaptureTracker
 
 log = logging.getLogger("ttmem")
@@ -118,19 +120,14 @@ def _disabled() -> bool:
     return os.environ.get("TTMEM_DISABLE", "0") not in ("", "0")
 
 
-class Tracker:
-    """Publishes what ttnn does on the chips of a device or mesh; made by :func:`track`.
-
-    A context manager; :meth:`stop` withdraws the devices and puts TT-Metal's calls back as they were.
+class Follower:
+    """What every tracker has, whichever way it follows ttnn: a context manager that a thread of its own accompanies.
 
     Attributes:
         active: whether ttnn is being followed.
         reason: why not; empty if all is well.
         warnings: what a reader of the figures should know.
         publishers: the publisher of each chip, by its number.
-        feeds: what enters a chip's events into its publisher.
-
-    Thread safety: any thread may call. Fork safety: a child follows nothing.
     """
 
     def __init__(self, device: Any) -> None:
@@ -139,12 +136,71 @@ class Tracker:
         self.reason = ""
         self.warnings: list[str] = []
         self.publishers: dict[int, Publisher] = {}
+        self._wake = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def start(self) -> Self:
+        """Start following, and return the tracker itself."""
+        raise NotImplementedError
+
+    def stop(self) -> None:
+        """Stop following and withdraw the devices. Stopping twice does nothing."""
+        raise NotImplementedError
+
+    def _run(self) -> None:
+        """Accompany: runs on the thread until `_wake` is set."""
+        raise NotImplementedError
+
+    def _accompany(self) -> None:
+        """Start the thread, and be stopped at the end of the process at the latest."""
+        atexit.register(self.stop)
+        self._wake.clear()
+        self._thread = threading.Thread(target=self._run, name="ttmem-ttnn", daemon=True)
+        self._thread.start()
+
+    def _part(self, thread: threading.Thread | None) -> None:
+        """End the thread; no lock that it waits for may be held."""
+        self._wake.set()
+        atexit.unregister(self.stop)
+        if thread is not None and thread is not threading.current_thread():
+            thread.join(timeout=5)
+
+    def _withdraw(self) -> None:
+        for publisher in self.publishers.values():
+            publisher.close()
+        self.publishers = {}
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def __repr__(self) -> str:
+        state = "active" if self.active else self.reason or "stopped"
+        name = f"{type(self).__module__}.{type(self).__name__}"
+        return f"<{name} of chips {sorted(self.publishers)}, {state}>"
+
+
+class Tracker(Follower):
+    """Publishes what ttnn does on the chips of a device or mesh; made by :func:`track`.
+
+    A context manager; :meth:`stop` withdraws the devices and puts TT-Metal's calls back as they were.
+
+    Attributes:
+        feeds: what enters a chip's events into its publisher.
+
+    Thread safety: any thread may call. Fork safety: a child follows nothing.
+    """
+
+    def __init__(self, device: Any) -> None:
+        super().__init__(device)
         self.feeds: dict[int, _ttnn_feed.Feed] = {}
         self._kept: _ttnn_hook.Events | None = None
-        self._wake = threading.Event()
-        self._keeper: threading.Thread | None = None
 
-    def start(self, *, quiet: bool = False) -> "Tracker":
+    def start(self, *, quiet: bool = False) -> Self:
         """Start following; if that cannot be, warn once and do nothing more.
 
         Args:
@@ -185,17 +241,14 @@ class Tracker:
                 if not quiet:
                     warnings.warn(f"ttmem does not follow ttnn: {self.reason}", RuntimeWarning, stacklevel=3)
                 return self
-        atexit.register(self.stop)
-        self._wake.clear()
-        self._keeper = threading.Thread(target=self._run, name="ttmem-ttnn", daemon=True)
-        self._keeper.start()
+        self._accompany()
         return self
 
     def _follow(self) -> None:
         """Publish every chip, with what was there before; sets `reason` if the first events are not as expected."""
         chips = [int(chip) for chip in self.device.get_device_ids()]
         geometry = geometry_of(self.device)
-        with _probe(self.device):
+        with probe(self.device):
             self._kept = kept = _ttnn_hook.take()
             status = _ttnn_hook.status()
             regions = own_regions()
@@ -263,9 +316,8 @@ class Tracker:
             except MemoryError as error:
                 _switch_off(str(error))
         self._kept = None
-        for publisher in self.publishers.values():
-            publisher.close()
-        self.publishers, self.feeds = {}, {}
+        self._withdraw()
+        self.feeds = {}
 
     def _run(self) -> None:
         while not self._wake.wait(CHECK_SECONDS):
@@ -289,27 +341,12 @@ class Tracker:
             if not self.active:
                 return
             self._leave(len(_trackers) == 1)
-            keeper, self._keeper = self._keeper, None
-        self._wake.set()
-        atexit.unregister(self.stop)
-        if keeper is not None and keeper is not threading.current_thread():
-            keeper.join(timeout=5)
-
-    def __enter__(self) -> "Tracker":
-        return self.start()
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.stop()
-
-    def __repr__(self) -> str:
-        state = "active" if self.active else self.reason or "stopped"
-        return f"<ttmem.ttnn.Tracker of chips {sorted(self.feeds)}, {state}>"
+            thread, self._thread = self._thread, None
+        self._part(thread)
 
 
 @contextlib.contextmanager
-def _probe(device: Any) -> Iterator[None]:
+def probe(device: Any) -> Iterator[None]:
     """Hold one small DRAM buffer: TT-Metal takes a slot in its region at the first, and the hook has to see it."""
     ttnn: Any = importlib.import_module("ttnn")
 

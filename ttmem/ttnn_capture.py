@@ -11,7 +11,6 @@ which the size of the program cache tells; what a buffer is called.
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import importlib
 import logging
@@ -19,8 +18,7 @@ import re
 import threading
 import time
 from collections.abc import Callable
-from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ttmem._publisher import Publisher
 from ttmem.errors import TtmemError
@@ -28,7 +26,10 @@ from ttmem.interpreter import CaptureInterpreter
 from ttmem.mesh import CaptureSink
 from ttmem.model import BufferType, CircularBuffer
 from ttmem.publisher import publish
-from ttmem.ttnn import NOTE_PROGRAMS_BEFORE, NOTE_WINDOWED, REGION_FIELDS, _probe, geometry_of, own_regions
+from ttmem.ttnn import NOTE_PROGRAMS_BEFORE, NOTE_WINDOWED, REGION_FIELDS, Follower, geometry_of, own_regions, probe
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 log = logging.getLogger("ttmem")
 
@@ -148,16 +149,12 @@ class _Blocks:
             self._totals[kind, chip] = publisher.allocate(kind, total), total
 
 
-class CaptureTracker:
+class CaptureTracker(Follower):
     """Publishes what ttnn does on the chips of a device or mesh, by graph captures; made by :func:`ttmem.ttnn.track`.
 
-    A context manager. While somebody else captures a graph it opens no window.
+    While somebody else captures a graph it opens no window.
 
     Attributes:
-        active: whether ttnn is being followed.
-        reason: why not; empty if all is well.
-        warnings: what a reader of the figures should know.
-        publishers: the publisher of each chip, by its number.
         windows: how many captures were made.
         missed: programs that were laid out where no window was open.
 
@@ -165,11 +162,7 @@ class CaptureTracker:
     """
 
     def __init__(self, device: Any) -> None:
-        self.device = device
-        self.active = False
-        self.reason = ""
-        self.warnings: list[str] = []
-        self.publishers: dict[int, Publisher] = {}
+        super().__init__(device)
         self.windows = 0
         self.missed = 0
         self._lock = threading.RLock()
@@ -180,10 +173,8 @@ class CaptureTracker:
         self._entries = 0
         self._seen: dict[Any, list[tuple[Publisher, int]]] = {}
         self._patched: list[tuple[type, Any, Any]] = []
-        self._wake = threading.Event()
-        self._pump: threading.Thread | None = None
 
-    def start(self) -> "CaptureTracker":
+    def start(self) -> Self:
         """Start following.
 
         Returns:
@@ -197,7 +188,7 @@ class CaptureTracker:
         ttnn: Any = importlib.import_module("ttnn")
         self._ttnn, self._graph, self._deallocate = ttnn, ttnn.graph, ttnn.deallocate
         geometry = geometry_of(self.device)
-        with _probe(self.device):
+        with probe(self.device):
             regions = own_regions()
         self.warnings = [WHAT_IS_MISSING]
         self._entries = int(self.device.num_program_cache_entries())
@@ -220,10 +211,7 @@ class CaptureTracker:
         self._seen.clear()
         self._patch()
         self.active = True
-        atexit.register(self.stop)
-        self._wake.clear()
-        self._pump = threading.Thread(target=self._run, name="ttmem-ttnn", daemon=True)
-        self._pump.start()
+        self._accompany()
         return self
 
     def _note(self, notes: int) -> None:
@@ -405,25 +393,5 @@ class CaptureTracker:
                     kind.__call__ = original  # type: ignore[method-assign]
             self._patched.clear()
             self._withdraw()
-            pump, self._pump = self._pump, None
-        self._wake.set()
-        atexit.unregister(self.stop)
-        if pump is not None and pump is not threading.current_thread():
-            pump.join(timeout=5)
-
-    def _withdraw(self) -> None:
-        for publisher in self.publishers.values():
-            publisher.close()
-        self.publishers = {}
-
-    def __enter__(self) -> "CaptureTracker":
-        return self.start()
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.stop()
-
-    def __repr__(self) -> str:
-        state = "active" if self.active else self.reason or "stopped"
-        return f"<ttmem.ttnn_capture.CaptureTracker of chips {sorted(self.publishers)}, {state}>"
+            thread, self._thread = self._thread, None
+        self._part(thread)
