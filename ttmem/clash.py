@@ -14,6 +14,7 @@ from typing import Any
 
 from ttmem.capture import CaptureReader
 from ttmem.cores import CoreCoord, CoreRange, rectangles_of
+from ttmem.dumps import l1_limits_of
 from ttmem.errors import CaptureError, InvalidIntervalError
 from ttmem.interpreter import CaptureInterpreter
 from ttmem.mesh import CaptureSink
@@ -509,7 +510,7 @@ def _found(
     involved: tuple[CircularBuffer, ...] | None,
 ) -> Finding:
     """Return what is found of a program on cores of which it may be on some, or, if ``involved`` is known, on all."""
-    top, l1_size = _limits(device)
+    top, l1_size = l1_limits_of(device)
     known = [core for core in cores if core.get("l1_lowest_address") is not None]
     binding = min(known, key=lambda core: int(core["l1_lowest_address"]), default=None)
     lowest = None if binding is None else binding["l1_lowest_address"]
@@ -533,16 +534,6 @@ def _found(
         binding_core=None if binding is None or alike else CoreCoord(binding["x"], binding["y"]),
         certain=certain,
     )
-
-
-def _limits(device: Mapping[str, Any]) -> tuple[int | None, int | None]:
-    """Return the top of the L1 region and the size of L1, of one core."""
-    accounting, grid = device.get("l1_accounting") or {}, device.get("grid")
-    total, small = accounting.get("total_bytes"), accounting.get("l1_small_bytes")
-    if not grid or total is None:
-        return None, None
-    count = grid["x"] * grid["y"]
-    return None if small is None else (total - small) // count, total // count
 
 
 def _ranges_text(cores: Sequence[Mapping[str, Any]]) -> str:

@@ -235,3 +235,14 @@ def cb_base_of(device: Mapping[str, Any]) -> int | None:
     if reserved is None or not grid:
         return None
     return int(reserved) // int(grid["x"] * grid["y"])
+
+
+def l1_limits_of(device: Mapping[str, Any]) -> tuple[int | None, int | None]:
+    """Return the end of the region that L1 buffers may take, and the size of L1, of one core; None is unknown."""
+    accounting, grid = device.get("l1_accounting") or {}, device.get("grid")
+    total, small = accounting.get("total_bytes"), accounting.get("l1_small_bytes")
+    if not grid or total is None:
+        return None, None
+    count = grid["x"] * grid["y"]
+    # L1_SMALL lies above.
+    return None if small is None else (total - small) // count, total // count

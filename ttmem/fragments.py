@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from ttmem.dumps import cb_base_of, l1_limits_of
 from ttmem.mesh import CaptureSink
 from ttmem.model import BufferType
 
@@ -87,14 +88,8 @@ def fragments_of(device: Mapping[str, Any]) -> Fragments | None:
     Args:
         device: a device object with ``buffers``, as ``record`` and a live reading have them.
     """
-    grid, accounting, rows = device.get("grid"), device.get("l1_accounting") or {}, device.get("buffers")
-    total, base, small = (accounting.get(f"{name}_bytes") for name in ("total", "reserved", "l1_small"))
-    if not grid or rows is None or total is None or base is None or small is None:
-        return None
-    count = grid["x"] * grid["y"]
-    intervals = _intervals(device, "L1")
-    # The end of L1's own buffers: L1_SMALL lies above.
-    return None if intervals is None else fragments(intervals, begin=base // count, end=(total - small) // count)
+    base, (top, _), intervals = cb_base_of(device), l1_limits_of(device), _intervals(device, "L1")
+    return None if base is None or top is None or intervals is None else fragments(intervals, begin=base, end=top)
 
 
 def _intervals(device: Mapping[str, Any], buffer_type: str) -> list[tuple[int, int]] | None:

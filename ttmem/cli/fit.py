@@ -34,7 +34,7 @@ from ttmem.cli.sources import (
     sizes_of_capture,
     write,
 )
-from ttmem.dumps import Dump, cb_base_of, kind_of_file, read_dump
+from ttmem.dumps import Dump, cb_base_of, kind_of_file, l1_limits_of, read_dump
 from ttmem.errors import InvalidIntervalError
 from ttmem.fit import Room, fit, parse_cb, parse_cores
 from ttmem.fragments import MARGIN, Suggestion, advice_lines, suggest_of_device
@@ -103,18 +103,16 @@ def _thought_of(given: Geometry, shared: int | None) -> Room:
 
 def _of_device(device: Mapping[str, Any], given: Geometry, shared: int | None) -> Room:
     """Return the room on a device that is published or was dumped."""
-    grid, accounting = device.get("grid"), device.get("l1_accounting") or {}
+    grid = device.get("grid")
     base = cb_base_of(device) if given.l1_cb_base is None else given.l1_cb_base
     if base is None:
         raise NothingError(f"device {device.get('device_id')} does not tell its CB base: give --l1-cb-base")
-    total, small = accounting.get("total_bytes"), accounting.get("l1_small_bytes")
-    top = None
     if shared is not None:
-        top = base + shared
+        top: int | None = base + shared
     elif given.worker_l1_size is not None and given.l1_small_size is not None:
         top = given.worker_l1_size - given.l1_small_size
-    elif grid and total is not None and small is not None:
-        top = (total - small) // (grid["x"] * grid["y"])
+    else:
+        top, _ = l1_limits_of(device)
     arch = given.arch or device.get("arch")
     lowest = {
         (row["x"], row["y"]): row["l1_lowest_address"]
@@ -134,6 +132,7 @@ def _of_device(device: Mapping[str, Any], given: Geometry, shared: int | None) -
 def _of_capture(path: str, given: Geometry, shared: int | None, tell: Tell) -> list[Room]:
     """Return the room on each chip of a capture, at the moment when its L1 buffers reached lowest."""
     judgement = judge_capture(path, geometry=given)
+    wide = any(_columns(finding.core_range) > 8 for finding in judgement.findings)
     rooms = []
     for chip, state in sorted(judgement.watch.chips.items()):
         laid = [
@@ -143,7 +142,6 @@ def _of_capture(path: str, given: Geometry, shared: int | None, tell: Tell) -> l
             for cb in finding.circular_buffers
             if cb.address is not None
         ]
-        wide = any(_columns(finding.core_range) > 8 for finding in judgement.findings)
         arch = state.arch or ("blackhole" if wide else "wormhole_b0")
         # The first CB of a program lies at the base.
         base = state.base if state.base is not None else min(laid, default=ASSUMED_CB_BASE[arch])
