@@ -22,7 +22,7 @@ def test_without_tt_metal_it_says_so_and_changes_nothing() -> None:
 
 def test_a_sink_must_be_the_right_capsule() -> None:
     with pytest.raises(ValueError, match="PyCapsule"):
-        _ttnn_hook.start(sink=object())
+        _ttnn_hook.release(object())
 
 
 @pytest.mark.parametrize(

@@ -148,12 +148,12 @@ static int ttm_hook_prepare(void) {
     return 0;
 }
 
-/* Redirect and let events flow to `sink` (NULL: to the log). Returns 0, or -1 with the reason set. Not from two threads at once. */
-static int ttm_hook_start(const ttm_hook_sink *sink) {
+/* Redirect and let events flow to the log. Returns 0, or -1 with the reason set. Not from two threads at once. */
+static int ttm_hook_start(void) {
     if (ttm_hook_prepare()) return -1;
     ttm_lock_acquire(&ttm_hook.lock);
     ttm_hook.reason[0] = 0;
-    ttm_hook.sink = sink ? *sink : ttm_log_sink(&ttm_hook.log);
+    ttm_hook.sink = ttm_log_sink(&ttm_hook.log);
     ttm_hook.events = ttm_hook.lost = ttm_hook.unknown_devices = ttm_hook.unknown_dispatches = ttm_hook.blocked = 0;
     ttm_hook.layouts = ttm_hook.registrations = 0;
     __atomic_store_n(&ttm_hook.on, 1, __ATOMIC_RELEASE);

@@ -52,6 +52,9 @@ typedef struct {
     void (*device_close)(void *context, int32_t chip);
 } ttm_hook_sink;
 
+/* The name of a Python capsule that holds a ttm_hook_sink. */
+#define TTM_SINK_CAPSULE "ttmem.ttnn_hook_sink"
+
 /* A growing array of plain records. */
 typedef struct { char *data; size_t count, capacity; } ttm_array;
 

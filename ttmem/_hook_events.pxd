@@ -4,6 +4,7 @@ from libc.stdint cimport int32_t, uint8_t, uint16_t, uint32_t, uint64_t
 
 
 cdef extern from "_hook_events.h" nogil:
+    const char *TTM_SINK_CAPSULE
     enum:
         TTM_TRACE_BEGIN
         TTM_TRACE_END

@@ -12,6 +12,7 @@ from libc.string cimport memset, strlen
 
 from ttmem._core cimport CbRange, Footprint
 from ttmem._hook_events cimport (
+    TTM_SINK_CAPSULE,
     TTM_TRACE_BEGIN,
     TTM_TRACE_END,
     TTM_TRACE_REPLAY,
@@ -87,12 +88,6 @@ cdef class Feed:
         free(self.items)
         free(self.masks)
 
-    @property
-    def before(self):
-        """Bytes of each buffer type, by number, that are left of what was allocated before."""
-        cdef uint32_t kind
-        return {kind: self.before_size[kind] for kind in range(TYPES) if self.before_size[kind]}
-
     cdef void refuse(self) noexcept nogil:
         self.refused += 1
         if self.refused == 1 and self.ledger.enter() == 0:
@@ -126,6 +121,8 @@ cdef class Feed:
         cdef CbRange range_
         cdef uint64_t flags = ADDRESS_KNOWN
         cdef bint in_l1 = buffer.type == TYPE_L1 or buffer.type == TYPE_L1_SMALL
+        # L1_SMALL lies in a region of its own, which l1_accounting counts whole.
+        cdef bint covers = buffer.type == TYPE_L1 and buffer.size_per_bank != 0
         cdef int status = -1
         cdef uint64_t limit = self.ledger.l1.limit
         if buffer.type >= TYPES or buffer.size > MOST_BYTES or (
@@ -136,13 +133,12 @@ cdef class Feed:
             return
         if in_l1:
             flags |= BANK_KNOWN
-            # L1_SMALL lies in a region of its own, which l1_accounting counts whole.
-            if buffer.type == TYPE_L1 and buffer.size_per_bank:
-                range_.begin = <uint32_t> buffer.address
-                range_.end = <uint32_t> (buffer.address + buffer.size_per_bank)
-                range_.mask = self.ledger.l1.full_mask
-                footprint = self.ledger.l1.intern(&range_, 1)
-        if footprint != NULL or not flags & BANK_KNOWN or buffer.type != TYPE_L1 or buffer.size_per_bank == 0:
+        if covers:
+            range_.begin = <uint32_t> buffer.address
+            range_.end = <uint32_t> (buffer.address + buffer.size_per_bank)
+            range_.mask = self.ledger.l1.full_mask
+            footprint = self.ledger.l1.intern(&range_, 1)
+        if footprint != NULL or not covers:
             status = self.ledger.buffer_allocated_locked(
                 buffer.id, buffer.type, buffer.size, flags, buffer.address, buffer.size_per_bank, footprint, b"", 0
             )
@@ -327,7 +323,7 @@ the_sink.program_dispatch = sink_program_dispatch
 the_sink.trace = sink_trace
 the_sink.device_close = sink_device_close
 
-sink = PyCapsule_New(&the_sink, b"ttmem.ttnn_hook_sink", NULL)
+sink = PyCapsule_New(&the_sink, TTM_SINK_CAPSULE, NULL)
 """What ``_ttnn_hook.release`` takes: it gives each event to the feed of its chip, and drops those of other chips."""
 
 cdef dict feeds = {}

@@ -12,6 +12,7 @@ from ttmem._hook_events cimport (
     TTM_PROGRAM_ADD,
     TTM_PROGRAM_DISPATCH,
     TTM_PROGRAM_REMOVE,
+    TTM_SINK_CAPSULE,
     TTM_TRACE,
     ttm_cb_record,
     ttm_core_range,
@@ -20,9 +21,6 @@ from ttmem._hook_events cimport (
     ttm_log,
     ttm_log_free,
 )
-
-SINK_CAPSULE = "ttmem.ttnn_hook_sink"
-"""The name of a capsule that holds a `ttm_hook_sink` (see `_hook_events.h`)."""
 
 
 cdef extern from "_hook.h" nogil:
@@ -52,7 +50,7 @@ cdef extern from "_hook.h" nogil:
     enum:
         T_COUNT
     int ttm_hook_prepare()
-    int ttm_hook_start(const ttm_hook_sink *sink)
+    int ttm_hook_start()
     uint32_t ttm_hook_stop()
     uint32_t ttm_slots_held(const ttm_slots *slots)
     ttm_log ttm_hook_take_log()
@@ -79,19 +77,13 @@ def prepare() -> str:
     return _reason() if ttm_hook_prepare() else ""
 
 
-def start(sink: object = None) -> str:
-    """Redirect TT-Metal's calls and let events flow.
-
-    Args:
-        sink: a capsule named :data:`SINK_CAPSULE`; None keeps the events for :func:`drain`.
+def start() -> str:
+    """Redirect TT-Metal's calls and keep the events, for :func:`drain` or until :func:`release`.
 
     Returns:
         An empty text, or the reason why nothing was redirected.
     """
-    cdef const ttm_hook_sink *native = NULL
-    if sink is not None:
-        native = <const ttm_hook_sink *>PyCapsule_GetPointer(sink, b"ttmem.ttnn_hook_sink")
-    return _reason() if ttm_hook_start(native) else ""
+    return _reason() if ttm_hook_start() else ""
 
 
 def stop() -> int:
@@ -230,13 +222,13 @@ def release(sink: object, earlier: Events | None = None) -> None:
     """Give a sink all events that were kept, and from now on each at once.
 
     Args:
-        sink: a capsule named :data:`SINK_CAPSULE`.
+        sink: a capsule that holds a `ttm_hook_sink`, as `_ttnn_feed.sink` does.
         earlier: events that were taken; they come first.
 
     Raises:
         MemoryError: events were dropped, since there was no room for them; none was given.
     """
-    cdef const ttm_hook_sink *native = <const ttm_hook_sink *>PyCapsule_GetPointer(sink, b"ttmem.ttnn_hook_sink")
+    cdef const ttm_hook_sink *native = <const ttm_hook_sink *>PyCapsule_GetPointer(sink, TTM_SINK_CAPSULE)
     cdef ttm_log *log = NULL if earlier is None else &earlier.log
     cdef uint64_t dropped = ttm_hook_release(native, log)
     if dropped:
