@@ -52,6 +52,11 @@ class DisabledPublisher:
         return None
 
 
+def disabled() -> bool:
+    """Tell whether TTMEM_DISABLE asks for nothing to be published."""
+    return os.environ.get("TTMEM_DISABLE", "0") not in ("", "0")
+
+
 def publish(
     device_id: int,
     *,
@@ -105,7 +110,7 @@ def publish(
         trace_region_size=trace_region_size,
     )
     device_id = device_id.__index__()
-    if os.environ.get("TTMEM_DISABLE", "0") not in ("", "0"):
+    if disabled():
         return cast(Publisher, DisabledPublisher(device_id, geometry))
     if _ledger.canary() == 0:
         # The first publisher of this process, or of a child that was forked from a publishing one.

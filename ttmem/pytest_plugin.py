@@ -130,9 +130,10 @@ def _limit_options(item: pytest.Item, marker: pytest.Mark) -> tuple[int, bool]:
 
 def _excess(rows: list[dict[str, Any]], limit: int, per_core: bool) -> list[str]:
     """Return one text for each device that used more than it may."""
+    from ttmem.publisher import disabled
     from ttmem.units import format_bytes
 
-    if os.environ.get("TTMEM_DISABLE", "0") not in ("", "0"):
+    if disabled():
         return []
     if not rows:
         return [

@@ -26,7 +26,8 @@ except ImportError:
 from ttmem._publisher import Publisher
 from ttmem.errors import TtmemError
 from ttmem.model import WORKER_L1_SIZE, BufferType, parse_arch
-from ttmem.publisher import publish
+from ttmem.pids import ProcessTable
+from ttmem.publisher import disabled, publish
 from ttmem.region import RegionProcess, find_regions, read_region
 
 if TYPE_CHECKING:
@@ -50,17 +51,22 @@ REGION_FIELDS = {
 }
 
 
+def memory_view(device: Any, kind: BufferType) -> Any:
+    """Return what TT-Metal's allocator tells of a buffer type on a device or mesh."""
+    ttnn: Any = importlib.import_module("ttnn")
+
+    return ttnn.get_memory_view(device, getattr(ttnn.BufferType, kind.name))
+
+
 def geometry_of(device: Any) -> dict[str, Any]:
     """Return what ttnn tells of a device or mesh, as keywords of :func:`ttmem.publish`.
 
     The first address for circular buffers is what is left of L1 below its banks:
     ``worker_l1_size - l1_small_size - bytes per bank``.
     """
-    ttnn: Any = importlib.import_module("ttnn")
-
     arch = parse_arch(device.arch())
     grid = device.compute_with_storage_grid_size()
-    views = {kind: ttnn.get_memory_view(device, getattr(ttnn.BufferType, kind.name)) for kind in REGION_FIELDS}
+    views = {kind: memory_view(device, kind) for kind in REGION_FIELDS}
     worker_l1_size = WORKER_L1_SIZE[arch] if arch else None
     small = int(views[BufferType.L1_SMALL].total_bytes_per_bank)
     base = None
@@ -84,9 +90,10 @@ def geometry_of(device: Any) -> dict[str, Any]:
 def own_regions(directory: Path = REGION_DIRECTORY) -> dict[int, tuple[int, RegionProcess]]:
     """Return, by chip, the asic id and this process's slot of each TT-Metal region that this process is in."""
     found: dict[int, tuple[int, RegionProcess]] = {}
+    processes = ProcessTable()
     for path in find_regions(directory):
         with contextlib.suppress(TtmemError):
-            region = read_region(path)
+            region = read_region(path, processes=processes)
             for process in region.processes:
                 if process.pid == os.getpid() and region.device_id is not None:
                     found[region.device_id] = (region.asic_id, process)
@@ -114,10 +121,6 @@ def _switch_off(reason: str) -> None:
             tracker.stop()
     if trackers:
         warnings.warn(f"ttmem no longer follows ttnn: {reason}", RuntimeWarning, stacklevel=2)
-
-
-def _disabled() -> bool:
-    return os.environ.get("TTMEM_DISABLE", "0") not in ("", "0")
 
 
 class Follower:
@@ -216,7 +219,7 @@ class Tracker(Follower):
             if self.active:
                 return self
             self.warnings = []
-            if _disabled():
+            if disabled():
                 self.reason = "TTMEM_DISABLE is set"
                 return self
             if _ttnn_hook is None:
@@ -379,7 +382,7 @@ def track(device: Any, *, method: str = "auto") -> "Tracker | CaptureTracker":
     tracker = Tracker(device)
     if method != "capture":
         tracker.start(quiet=method == "auto")
-    if method == "hook" or tracker.active or _disabled():
+    if method == "hook" or tracker.active or disabled():
         return tracker
     from ttmem.ttnn_capture import CaptureTracker
 

@@ -26,7 +26,16 @@ from ttmem.interpreter import CaptureInterpreter
 from ttmem.mesh import CaptureSink
 from ttmem.model import BufferType, CircularBuffer
 from ttmem.publisher import publish
-from ttmem.ttnn import NOTE_PROGRAMS_BEFORE, NOTE_WINDOWED, REGION_FIELDS, Follower, geometry_of, own_regions, probe
+from ttmem.ttnn import (
+    NOTE_PROGRAMS_BEFORE,
+    NOTE_WINDOWED,
+    REGION_FIELDS,
+    Follower,
+    geometry_of,
+    memory_view,
+    own_regions,
+    probe,
+)
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -96,10 +105,7 @@ class _Blocks:
     """What TT-Metal's allocator holds on every chip of the device, published as its blocks and the region's totals."""
 
     def __init__(self, device: Any, publishers: dict[int, Publisher], geometry: dict[str, Any]) -> None:
-        ttnn: Any = importlib.import_module("ttnn")
-        self._view: Callable[[BufferType], Any] = lambda kind: ttnn.get_memory_view(
-            device, getattr(ttnn.BufferType, kind.name)
-        )
+        self._device = device
         self._publishers = publishers
         base, worker, small = (geometry[name] for name in ("l1_cb_base", "worker_l1_size", "l1_small_size"))
         # Where the allocator's address 0 lies on a core.
@@ -112,7 +118,7 @@ class _Blocks:
         there: set[tuple[BufferType, int, int]] = set()
         sums: dict[BufferType, int] = {}
         for kind in REGION_FIELDS:
-            view = self._view(kind)
+            view = memory_view(self._device, kind)
             sums[kind] = int(view.total_bytes_allocated_per_bank) * int(view.num_banks)
             first = self._first.get(kind)
             if first is not None and sums[kind]:
@@ -139,12 +145,12 @@ class _Blocks:
                     self._set_total(publisher, kind, chip, total)
 
     def _set_total(self, publisher: Publisher, kind: BufferType, chip: int, total: int) -> None:
-        held = self._totals.pop((kind, chip), None)
-        if held is not None and held[1] == total:
-            self._totals[kind, chip] = held
+        buffer_id, held = self._totals.get((kind, chip), (0, 0))
+        if held == total:
             return
-        if held is not None:
-            publisher.deallocate(held[0])
+        if held:
+            del self._totals[kind, chip]
+            publisher.deallocate(buffer_id)
         if total:
             self._totals[kind, chip] = publisher.allocate(kind, total), total
 
