@@ -14,8 +14,8 @@ import sys
 from collections.abc import Callable, Sequence
 
 from ttmem.cli import EXIT_CONDITION, EXIT_DONE
-from ttmem.cli.screens import screen_of
-from ttmem.cli.sources import UnreadableError, UsageError, device_filter, run, write
+from ttmem.cli.screens import screen_of, write
+from ttmem.cli.sources import UnreadableError, UsageError, device_filter, run
 from ttmem.diff import diff
 from ttmem.dumps import Dump, DumpError, dump_of_text, kind_of_file, read_dump, read_live
 from ttmem.recording import open_recording

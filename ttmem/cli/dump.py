@@ -14,9 +14,18 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from ttmem._version import __version__
-from ttmem.cli import EXIT_CONDITION, EXIT_DONE, EXIT_NOTHING, EXIT_UNREADABLE, EXIT_USAGE, seconds_between
+from ttmem.cli import (
+    EXIT_CONDITION,
+    EXIT_DONE,
+    EXIT_NOTHING,
+    EXIT_UNREADABLE,
+    EXIT_USAGE,
+    drop_stdout,
+    parse,
+    seconds_between,
+)
 from ttmem.cli.page import PageFile
-from ttmem.cli.screens import screen_of
+from ttmem.cli.screens import screen_of, write
 from ttmem.cli.selection import UsageError, device_filter, moment_option
 from ttmem.errors import TtmemError
 from ttmem.views import fields
@@ -105,13 +114,6 @@ def build_parser() -> argparse.ArgumentParser:
     add("--no-color", action="store_true", help="plain text; so does NO_COLOR")
     add("-V", "--version", action="version", version=f"ttmem {__version__}")
     return parser
-
-
-def _write(text: str) -> None:
-    """Write to stdout what its encoding has; a name of a process must not end the command."""
-    encoding = getattr(sys.stdout, "encoding", None) or "ascii"
-    sys.stdout.write(text.encode(encoding, "backslashreplace").decode(encoding))
-    sys.stdout.flush()
 
 
 def _view(args: argparse.Namespace) -> None:
@@ -398,10 +400,10 @@ def _watch(dump: _Dump, interval: float, no_color: bool) -> int:
             if code == EXIT_CONDITION and paint:
                 # The last screen stays, and what was found goes where a script looks for it.
                 found, dump.messages = dump.messages or [], None
-                _write(_frame(text, (), screen))
+                write(_frame(text, (), screen))
                 print(*found, sep="\n", file=sys.stderr)
                 return code
-            _write(_frame(text, dump.messages, screen) if dump.messages is not None else text)
+            write(_frame(text, dump.messages, screen) if dump.messages is not None else text)
             if code == EXIT_CONDITION:
                 return code
             due = max(due + interval, time.monotonic())
@@ -420,13 +422,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: the arguments; None takes the process's.
     """
     parser = build_parser()
-    try:
-        args = parser.parse_args(argv)
-    except SystemExit as stop:
-        return int(stop.code or 0) if not isinstance(stop.code, str) else EXIT_USAGE
+    args = parse(parser, argv)
+    if isinstance(args, int):
+        return args
     try:
         if args.help_query:
-            _write(fields.render_help(screen_of(sys.stdout)))
+            write(fields.render_help(screen_of(sys.stdout)))
             return EXIT_DONE
         _view(args)
         try:
@@ -439,15 +440,14 @@ def main(argv: Sequence[str] | None = None) -> int:
             code = _watch(dump, args.watch, args.no_color)
         else:
             text, code = dump.run(screen_of(sys.stdout, no_color=args.no_color))
-            _write(text)
+            write(text)
         return code
     except UsageError as error:
         parser.print_usage(sys.stderr)
         print(f"ttmem-dump: error: {error}", file=sys.stderr)
         return EXIT_USAGE
     except BrokenPipeError:
-        # The reader (head, grep -q) has what it wants. Python would complain at exit about what is still buffered.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        drop_stdout()
         return EXIT_DONE
     except KeyboardInterrupt:
         return 128 + signal.SIGINT

@@ -17,7 +17,7 @@ from typing import Any
 
 from ttmem.clash import Finding, judge_capture, judge_device, live_buffers
 from ttmem.cli import EXIT_CONDITION, EXIT_DONE
-from ttmem.cli.screens import screen_of
+from ttmem.cli.screens import screen_of, write
 from ttmem.cli.sources import (
     NothingError,
     UsageError,
@@ -29,7 +29,6 @@ from ttmem.cli.sources import (
     recorded_moment,
     run,
     select_devices,
-    write,
 )
 from ttmem.dumps import Dump, DumpError, cb_base_of, dump_of_text, kind_of_file, read_dump, read_live
 from ttmem.errors import TtmemError

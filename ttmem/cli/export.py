@@ -8,7 +8,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from ttmem.cli import EXIT_DONE
-from ttmem.cli.sources import UnreadableError, UsageError, live_devices, run, select_devices, write
+from ttmem.cli.screens import write
+from ttmem.cli.sources import UnreadableError, UsageError, live_devices, run, select_devices
 from ttmem.dumps import Dump, kind_of_file, read_dump
 
 _EPILOG = """\

@@ -6,7 +6,6 @@ import argparse
 import contextlib
 import errno
 import json
-import os
 import signal
 import socket
 import socketserver
@@ -19,7 +18,7 @@ from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 from ttmem._version import __version__
-from ttmem.cli import EXIT_DONE, EXIT_NOTHING, EXIT_UNREADABLE, EXIT_USAGE
+from ttmem.cli import EXIT_DONE, EXIT_NOTHING, EXIT_UNREADABLE, EXIT_USAGE, drop_stdout, parse
 from ttmem.views.text import clean
 
 DEFAULT_ADDRESS = ("127.0.0.1", 9417)
@@ -247,10 +246,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     Args:
         argv: the arguments; None takes the process's.
     """
-    try:
-        args = build_parser().parse_args(argv)
-    except SystemExit as stop:
-        return int(stop.code or 0) if not isinstance(stop.code, str) else EXIT_USAGE
+    args = parse(build_parser(), argv)
+    if isinstance(args, int):
+        return args
     from ttmem.exporter import DeviceCollector, HostSource, registry_of  # so that --help costs nothing
 
     source = HostSource(args.source)
@@ -260,8 +258,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         collector = DeviceCollector(source.read, **_wanted(args), tell=_Teller())
         return _serve(args, source, registry_of(collector))
     except BrokenPipeError:
-        # The reader (head, grep -q) has what it wants. Python would complain at exit about what is still buffered.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        drop_stdout()
         return EXIT_DONE
     finally:
         source.close()

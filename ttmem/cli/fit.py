@@ -20,7 +20,7 @@ from typing import Any
 
 from ttmem.clash import judge_capture
 from ttmem.cli import EXIT_CONDITION, EXIT_DONE
-from ttmem.cli.screens import screen_of
+from ttmem.cli.screens import screen_of, write
 from ttmem.cli.sources import (
     NothingError,
     UsageError,
@@ -32,7 +32,6 @@ from ttmem.cli.sources import (
     run,
     select_devices,
     sizes_of_capture,
-    write,
 )
 from ttmem.dumps import Dump, cb_base_of, kind_of_file, l1_limits_of, read_dump
 from ttmem.errors import InvalidIntervalError

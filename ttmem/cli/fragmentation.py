@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from ttmem.cli import EXIT_DONE
-from ttmem.cli.screens import screen_of
+from ttmem.cli.screens import screen_of, write
 from ttmem.cli.sources import (
     UsageError,
     add_at,
@@ -23,7 +23,6 @@ from ttmem.cli.sources import (
     run,
     select_devices,
     sizes_of_capture,
-    write,
 )
 from ttmem.dumps import Dump, kind_of_file, read_dump
 from ttmem.fragments import (

@@ -13,8 +13,8 @@ import time
 from collections.abc import Callable, Sequence
 
 from ttmem.cli import EXIT_CONDITION, EXIT_DONE
-from ttmem.cli.screens import screen_of
-from ttmem.cli.sources import NothingError, UnreadableError, live_devices, run, select_devices, write
+from ttmem.cli.screens import screen_of, write
+from ttmem.cli.sources import NothingError, UnreadableError, live_devices, run, select_devices
 from ttmem.dumps import kind_of_file, read_dump
 from ttmem.lockstep import Outlier, lasting, outliers
 from ttmem.recording import open_recording

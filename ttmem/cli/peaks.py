@@ -14,8 +14,8 @@ import time
 from collections.abc import Callable, Sequence
 
 from ttmem.cli import EXIT_DONE, EXIT_NOTHING, seconds_between
-from ttmem.cli.screens import screen_of
-from ttmem.cli.sources import NothingError, UsageError, device_filter, live_devices, run, select_devices, write
+from ttmem.cli.screens import screen_of, write
+from ttmem.cli.sources import NothingError, UsageError, device_filter, live_devices, run, select_devices
 from ttmem.dumps import Dump, DumpError, kind_of_file, read_dump
 from ttmem.peaks import HostPeaks
 from ttmem.recording import open_recording

@@ -17,7 +17,8 @@ from collections.abc import Callable, Sequence
 from types import FrameType
 
 from ttmem.cli import EXIT_DONE, EXIT_NOTHING
-from ttmem.cli.sources import UsageError, run, write
+from ttmem.cli.screens import write
+from ttmem.cli.sources import UsageError, run
 from ttmem.export import EXPORTS
 from ttmem.recording import RecordingWriter, open_recording, read_host_for_recording
 from ttmem.units import format_bytes

@@ -15,7 +15,7 @@ from types import FrameType
 from typing import Any
 
 from ttmem._version import __version__
-from ttmem.cli import EXIT_DONE, EXIT_NOTHING, EXIT_UNREADABLE, EXIT_USAGE
+from ttmem.cli import EXIT_DONE, EXIT_NOTHING, EXIT_UNREADABLE, EXIT_USAGE, drop_stdout
 from ttmem.units import parse_size
 
 _EPILOG = """\
@@ -220,7 +220,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except _Stop:
         return EXIT_DONE
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        drop_stdout()
         return EXIT_DONE
     except (CaptureError, RecordingError) as error:
         _say(str(error))

@@ -1,9 +1,10 @@
-"""What the stream that a command writes to can show."""
+"""What the stream that a command writes to can show, and writing to it."""
 
 from __future__ import annotations
 
 import os
 import shutil
+import sys
 from typing import TextIO
 
 from ttmem.views.text import Screen
@@ -24,3 +25,10 @@ def screen_of(stream: TextIO, *, no_color: bool = False) -> Screen:
         color=color,
         unicode=encoding.startswith("utf"),
     )
+
+
+def write(text: str) -> None:
+    """Write to stdout what its encoding has; a name of a process must not end the command."""
+    encoding = getattr(sys.stdout, "encoding", None) or "ascii"
+    sys.stdout.write(text.encode(encoding, "backslashreplace").decode(encoding))
+    sys.stdout.flush()

@@ -11,7 +11,8 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from ttmem.cli import EXIT_DONE, EXIT_NOTHING, EXIT_UNREADABLE, EXIT_USAGE
+from ttmem.cli import EXIT_DONE, EXIT_NOTHING, EXIT_UNREADABLE, EXIT_USAGE, drop_stdout, parse
+from ttmem.cli.screens import write
 from ttmem.cli.selection import UsageError as UsageError
 from ttmem.cli.selection import device_filter as device_filter
 from ttmem.dumps import Dump, read_live
@@ -179,13 +180,6 @@ def geometry_of(args: argparse.Namespace) -> Geometry:
         raise UsageError(str(error)) from error
 
 
-def write(text: str) -> None:
-    """Write to stdout what its encoding has."""
-    encoding = getattr(sys.stdout, "encoding", None) or "ascii"
-    sys.stdout.write(text.encode(encoding, "backslashreplace").decode(encoding))
-    sys.stdout.flush()
-
-
 def teller(prog: str) -> Callable[[str], None]:
     """Return what says something on stderr, each text once."""
     told: set[str] = set()
@@ -213,10 +207,9 @@ def run(
         argv: None takes the process's.
         empty: what stdout holds under ``--json`` when there was nothing.
     """
-    try:
-        args = parser.parse_args(argv)
-    except SystemExit as stop:
-        return int(stop.code or 0) if not isinstance(stop.code, str) else EXIT_USAGE
+    args = parse(parser, argv)
+    if isinstance(args, int):
+        return args
     tell = teller(parser.prog)
     code = EXIT_UNREADABLE
     try:
@@ -241,8 +234,7 @@ def run(
             write(json.dumps(empty) + "\n")
         return code
     except BrokenPipeError:
-        # The reader (head, grep -q) has what it wants. Python would complain at exit about what is still buffered.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        drop_stdout()
         return EXIT_DONE
     except KeyboardInterrupt:
         return 130

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from ttmem._version import __version__
-from ttmem.cli import EXIT_DONE, EXIT_NOTHING, EXIT_USAGE, seconds_between
+from ttmem.cli import EXIT_DONE, EXIT_NOTHING, EXIT_USAGE, parse, seconds_between
 from ttmem.cli.selection import UsageError, device_filter
 from ttmem.errors import TtmemError
 
@@ -49,10 +49,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: the arguments; None takes the process's.
     """
     parser = build_parser()
-    try:
-        args = parser.parse_args(argv)
-    except SystemExit as stop:
-        return int(stop.code or 0) if not isinstance(stop.code, str) else EXIT_USAGE
+    args = parse(parser, argv)
+    if isinstance(args, int):
+        return args
     keep = None
     if args.device:
         try:
@@ -71,6 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not color:
         os.environ["NO_COLOR"] = "1"
     # Only now, so that --help and mistakes cost nothing.
+    from ttmem.cli.screens import screen_of
     from ttmem.moments import open_frames
     from ttmem.top.model import Model
     from ttmem.top.source import LiveSource, ReplaySource, Sampler, Source
@@ -89,14 +89,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     model = Model()
     interval = _INTERVAL if args.interval is None else args.interval
-    encoding = (sys.stdout.encoding or "ascii").lower().replace("-", "").replace("_", "")
     app = TopApp(
         model,
         sampler=Sampler(source, model, interval, share=_SHARE if args.interval is None else 1.0),
         player=player,
         where=os.environ.get("TTMEM_SHM_DIR") or "/dev/shm",
         color=color,
-        unicode=encoding.startswith("utf"),
+        unicode=screen_of(sys.stdout).unicode,
         interval=interval,
     )
     code = app.run()
