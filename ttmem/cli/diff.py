@@ -14,8 +14,8 @@ import sys
 from collections.abc import Callable, Sequence
 
 from ttmem.cli import EXIT_CONDITION, EXIT_DONE
-from ttmem.cli.screens import screen_of, write
-from ttmem.cli.sources import UnreadableError, UsageError, device_filter, run
+from ttmem.cli.screens import add_no_color, screen_of, write
+from ttmem.cli.sources import UnreadableError, UsageError, add_device, device_filter, run, verb_parser
 from ttmem.diff import diff
 from ttmem.dumps import Dump, DumpError, dump_of_text, kind_of_file, read_dump, read_live
 from ttmem.recording import open_recording
@@ -34,20 +34,15 @@ examples:
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of the verb."""
-    parser = argparse.ArgumentParser(
-        prog="python -m ttmem diff",
-        description=__doc__,
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = verb_parser("diff", __doc__, _EPILOG)
     add = parser.add_argument
     add("a", metavar="A", help="a dump, a recording, - or live")
     add("b", metavar="B", nargs="?", help="the same, later")
-    add("-d", "--device", action="append", metavar="N", help="only these devices: ids or 0x asic ids, comma-separated")
+    add_device(parser)
     add("--fail-on-leak", action="store_true", help="exit 3 if any device holds more DRAM, L1, L1_SMALL or TRACE")
     add("--tolerance", metavar="SIZE", default="0", help="what --fail-on-leak lets pass per device and type")
     add("--json", action="store_true", help="the changes as JSON")
-    add("--no-color", action="store_true", help="plain text; so does NO_COLOR")
+    add_no_color(parser)
     return parser
 
 

@@ -25,8 +25,8 @@ from ttmem.cli import (
     seconds_between,
 )
 from ttmem.cli.page import PageFile
-from ttmem.cli.screens import screen_of, write
-from ttmem.cli.selection import UsageError, device_filter, moment_option
+from ttmem.cli.screens import add_no_color, screen_of, write
+from ttmem.cli.selection import UsageError, add_device, device_filter, moment_option
 from ttmem.errors import TtmemError
 from ttmem.views import fields
 from ttmem.views.address import render_map
@@ -75,7 +75,7 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="MOMENT",
         help="of FILE: fullest (default), first, last, or seconds after the first",
     )
-    add("-d", "--device", action="append", metavar="N", help="only these devices: ids or 0x asic ids, comma-separated")
+    add_device(parser)
     add("-L", "--list-devices", action="store_true", help="one line for each device")
     add("--json", action="store_true", help="the device objects as JSON")
     add("--csv", action="store_true", help="all fields, a row for each device, plain bytes")
@@ -111,7 +111,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add("--source", choices=("auto", "ttmem", "tt-metal"), default="auto", help="who published it (default auto)")
     add("--compact", action="store_true", help="one line for each device")
-    add("--no-color", action="store_true", help="plain text; so does NO_COLOR")
+    add_no_color(parser)
     add("-V", "--version", action="version", version=f"ttmem {__version__}")
     return parser
 

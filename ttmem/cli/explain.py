@@ -17,11 +17,12 @@ from typing import Any
 
 from ttmem.clash import Finding, judge_capture, judge_device, live_buffers
 from ttmem.cli import EXIT_CONDITION, EXIT_DONE
-from ttmem.cli.screens import screen_of, write
+from ttmem.cli.screens import add_no_color, screen_of, write
 from ttmem.cli.sources import (
     NothingError,
     UsageError,
     add_at,
+    add_device,
     add_geometry,
     geometry_of,
     live_devices,
@@ -29,6 +30,7 @@ from ttmem.cli.sources import (
     recorded_moment,
     run,
     select_devices,
+    verb_parser,
 )
 from ttmem.dumps import Dump, DumpError, cb_base_of, dump_of_text, kind_of_file, read_dump, read_live
 from ttmem.errors import TtmemError
@@ -49,18 +51,13 @@ Tell = Callable[[str], None]
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of the verb."""
-    parser = argparse.ArgumentParser(
-        prog="python -m ttmem explain",
-        description=__doc__,
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = verb_parser("explain", __doc__, _EPILOG)
     add = parser.add_argument
     add("source", nargs="*", metavar="SOURCE", help="a capture, a dump, a recording, or - for stdin")
-    add("-d", "--device", action="append", metavar="N", help="only these devices: ids or 0x asic ids, comma-separated")
+    add_device(parser)
     add("--json", action="store_true", help="clashes and programs as JSON")
     add("--all", action="store_true", help="list all programs, not only those with the least room")
-    add("--no-color", action="store_true", help="plain text; so does NO_COLOR")
+    add_no_color(parser)
     add_at(parser)
     add_geometry(parser)
     return parser

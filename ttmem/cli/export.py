@@ -9,7 +9,15 @@ from typing import Any
 
 from ttmem.cli import EXIT_DONE
 from ttmem.cli.screens import write
-from ttmem.cli.sources import UnreadableError, UsageError, live_devices, run, select_devices
+from ttmem.cli.sources import (
+    UnreadableError,
+    UsageError,
+    add_device,
+    live_devices,
+    run,
+    select_devices,
+    verb_parser,
+)
 from ttmem.dumps import Dump, kind_of_file, read_dump
 
 _EPILOG = """\
@@ -24,16 +32,11 @@ examples:
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of the verb."""
-    parser = argparse.ArgumentParser(
-        prog="python -m ttmem export",
-        description=__doc__,
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = verb_parser("export", __doc__, _EPILOG)
     add = parser.add_argument
     add("source", nargs="?", metavar="FILE", help="a dump, recording or report (default this host)")
     add("--visualizer", metavar="DIR", help="a new folder that ttnn-visualizer opens as a report")
-    add("-d", "--device", action="append", metavar="N", help="only these devices: ids or 0x asic ids, comma-separated")
+    add_device(parser)
     add("--json", action="store_true", help="at the end, what was written, as JSON")
     return parser
 

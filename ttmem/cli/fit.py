@@ -20,7 +20,7 @@ from typing import Any
 
 from ttmem.clash import judge_capture
 from ttmem.cli import EXIT_CONDITION, EXIT_DONE
-from ttmem.cli.screens import screen_of, write
+from ttmem.cli.screens import add_no_color, screen_of, write
 from ttmem.cli.sources import (
     NothingError,
     UsageError,
@@ -32,6 +32,7 @@ from ttmem.cli.sources import (
     run,
     select_devices,
     sizes_of_capture,
+    verb_parser,
 )
 from ttmem.dumps import Dump, cb_base_of, kind_of_file, l1_limits_of, read_dump
 from ttmem.errors import InvalidIntervalError
@@ -57,12 +58,7 @@ Tell = Callable[[str], None]
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of the verb."""
-    parser = argparse.ArgumentParser(
-        prog="python -m ttmem fit",
-        description=__doc__,
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = verb_parser("fit", __doc__, _EPILOG)
     add = parser.add_argument
     add("source", nargs="?", metavar="SOURCE", help="a dump, a recording or a capture whose device it is")
     add("--cb", action="append", metavar="CB", help="TILESxTILE_BYTES[xBUFFERS][@CORES] or SIZE[@CORES]")
@@ -73,7 +69,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--margin", type=float, default=100 * MARGIN, metavar="PERCENT", help="of --suggest, on top (default 10)")
     add("-d", "--device", action="append", metavar="N", help="these devices: ids or 0x asic ids, comma-separated")
     add("--json", action="store_true", help="the answer as JSON")
-    add("--no-color", action="store_true", help="plain text; so does NO_COLOR")
+    add_no_color(parser)
     add_at(parser)
     add_geometry(parser)
     return parser

@@ -14,15 +14,17 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from ttmem.cli import EXIT_DONE
-from ttmem.cli.screens import screen_of, write
+from ttmem.cli.screens import add_no_color, screen_of, write
 from ttmem.cli.sources import (
     UsageError,
     add_at,
+    add_device,
     live_devices,
     recorded_moment,
     run,
     select_devices,
     sizes_of_capture,
+    verb_parser,
 )
 from ttmem.dumps import Dump, kind_of_file, read_dump
 from ttmem.fragments import (
@@ -43,19 +45,14 @@ SHOWN = 8
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of the verb."""
-    parser = argparse.ArgumentParser(
-        prog="python -m ttmem fragmentation",
-        description=__doc__,
-        epilog="exit codes: 0 done; 1 nothing to read; 2 wrong usage; 4 unreadable",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = verb_parser("fragmentation", __doc__, "exit codes: 0 done; 1 nothing to read; 2 wrong usage; 4 unreadable")
     add = parser.add_argument
     add("source", nargs="?", metavar="SOURCE", help="a dump, a recording or a capture")
-    add("-d", "--device", action="append", metavar="N", help="only these devices: ids or 0x asic ids, comma-separated")
+    add_device(parser)
     add("--dram-banks", type=int, metavar="N", help="banks of DRAM, if the device has not those of its architecture")
     add("--dram-bank-size", metavar="SIZE", help="of one bank of DRAM, where the architecture is not known")
     add("--json", action="store_true", help="the figures as JSON")
-    add("--no-color", action="store_true", help="plain text; so does NO_COLOR")
+    add_no_color(parser)
     add_at(parser)
     return parser
 

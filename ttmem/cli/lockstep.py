@@ -13,8 +13,16 @@ import time
 from collections.abc import Callable, Sequence
 
 from ttmem.cli import EXIT_CONDITION, EXIT_DONE
-from ttmem.cli.screens import screen_of, write
-from ttmem.cli.sources import NothingError, UnreadableError, live_devices, run, select_devices
+from ttmem.cli.screens import add_no_color, screen_of, write
+from ttmem.cli.sources import (
+    NothingError,
+    UnreadableError,
+    add_device,
+    live_devices,
+    run,
+    select_devices,
+    verb_parser,
+)
 from ttmem.dumps import kind_of_file, read_dump
 from ttmem.lockstep import Outlier, lasting, outliers
 from ttmem.recording import open_recording
@@ -33,17 +41,12 @@ SHOWN = 10
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of the verb."""
-    parser = argparse.ArgumentParser(
-        prog="python -m ttmem lockstep",
-        description=__doc__,
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = verb_parser("lockstep", __doc__, _EPILOG)
     add = parser.add_argument
     add("source", nargs="?", metavar="SOURCE", help="a dump or a recording")
-    add("-d", "--device", action="append", metavar="N", help="only these devices: ids or 0x asic ids, comma-separated")
+    add_device(parser)
     add("--json", action="store_true", help="the outliers as JSON")
-    add("--no-color", action="store_true", help="plain text; so does NO_COLOR")
+    add_no_color(parser)
     return parser
 
 

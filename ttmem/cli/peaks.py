@@ -14,8 +14,17 @@ import time
 from collections.abc import Callable, Sequence
 
 from ttmem.cli import EXIT_DONE, EXIT_NOTHING, seconds_between
-from ttmem.cli.screens import screen_of, write
-from ttmem.cli.sources import NothingError, UsageError, device_filter, live_devices, run, select_devices
+from ttmem.cli.screens import add_no_color, screen_of, write
+from ttmem.cli.sources import (
+    NothingError,
+    UsageError,
+    add_device,
+    device_filter,
+    live_devices,
+    run,
+    select_devices,
+    verb_parser,
+)
 from ttmem.dumps import Dump, DumpError, kind_of_file, read_dump
 from ttmem.peaks import HostPeaks
 from ttmem.recording import open_recording
@@ -33,15 +42,10 @@ examples:
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of the verb."""
-    parser = argparse.ArgumentParser(
-        prog="python -m ttmem peaks",
-        description=__doc__,
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = verb_parser("peaks", __doc__, _EPILOG)
     add = parser.add_argument
     add("source", nargs="?", metavar="SOURCE", help="a dump or a recording")
-    add("-d", "--device", action="append", metavar="N", help="only these devices: ids or 0x asic ids, comma-separated")
+    add_device(parser)
     add(
         "--for",
         dest="seconds",
@@ -58,7 +62,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="between readings of --for",
     )
     add("--json", action="store_true", help="the peaks as JSON, with those of the cores")
-    add("--no-color", action="store_true", help="plain text; so does NO_COLOR")
+    add_no_color(parser)
     return parser
 
 

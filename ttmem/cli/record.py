@@ -18,7 +18,7 @@ from types import FrameType
 
 from ttmem.cli import EXIT_DONE, EXIT_NOTHING
 from ttmem.cli.screens import write
-from ttmem.cli.sources import UsageError, run
+from ttmem.cli.sources import UsageError, run, verb_parser
 from ttmem.export import EXPORTS
 from ttmem.recording import RecordingWriter, open_recording, read_host_for_recording
 from ttmem.units import format_bytes
@@ -35,12 +35,7 @@ examples:
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of the verb."""
-    parser = argparse.ArgumentParser(
-        prog="python -m ttmem record",
-        description=__doc__,
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = verb_parser("record", __doc__, _EPILOG)
     add = parser.add_argument
     add("recording", nargs="?", metavar="RECORDING", help="a recording to export")
     add("-o", "--output", metavar="FILE", help="the recording, or what is exported (default stdout)")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import shutil
 import sys
@@ -10,6 +11,11 @@ from typing import TextIO
 from ttmem.views.text import Screen
 
 _MIN_WIDTH, _MAX_WIDTH = 40, 200
+
+
+def add_no_color(parser: argparse.ArgumentParser) -> None:
+    """Add the option that :func:`screen_of` heeds."""
+    parser.add_argument("--no-color", action="store_true", help="plain text; so does NO_COLOR")
 
 
 def screen_of(stream: TextIO, *, no_color: bool = False) -> Screen:

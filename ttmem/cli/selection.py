@@ -11,6 +11,17 @@ class UsageError(Exception):
     """The command line asks for something that is not possible."""
 
 
+def add_device(parser: argparse.ArgumentParser) -> None:
+    """Add the option that chooses devices, as :func:`device_filter` takes it."""
+    parser.add_argument(
+        "-d",
+        "--device",
+        action="append",
+        metavar="N",
+        help="only these devices: ids or 0x asic ids, comma-separated",
+    )
+
+
 def device_filter(wanted: Sequence[str] | None) -> Callable[[Mapping[str, Any]], bool]:
     """Return the test for ``-d``: ids or 0x asic ids, comma-separated; without any, all devices pass.
 

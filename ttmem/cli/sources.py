@@ -14,6 +14,7 @@ from typing import Any
 from ttmem.cli import EXIT_DONE, EXIT_NOTHING, EXIT_UNREADABLE, EXIT_USAGE, drop_stdout, parse
 from ttmem.cli.screens import write
 from ttmem.cli.selection import UsageError as UsageError
+from ttmem.cli.selection import add_device as add_device
 from ttmem.cli.selection import device_filter as device_filter
 from ttmem.dumps import Dump, read_live
 from ttmem.errors import TtmemError
@@ -115,6 +116,22 @@ def sizes_of_capture(path: str) -> dict[int, list[Suggestion]]:
         interpreter.feed(node)
     interpreter.finish()
     return suggest_of_capture(watch)
+
+
+def verb_parser(verb: str, description: str | None, epilog: str) -> argparse.ArgumentParser:
+    """Return the parser of a verb, without its arguments.
+
+    Args:
+        verb: what it is called.
+        description: its module's own.
+        epilog: its exit codes and examples.
+    """
+    return argparse.ArgumentParser(
+        prog=f"python -m ttmem {verb}",
+        description=description,
+        epilog=epilog,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
 
 
 def add_at(parser: argparse.ArgumentParser) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from ttmem._version import __version__
 from ttmem.cli import EXIT_DONE, EXIT_NOTHING, EXIT_USAGE, parse, seconds_between
-from ttmem.cli.selection import UsageError, device_filter
+from ttmem.cli.selection import UsageError, add_device, device_filter
 from ttmem.errors import TtmemError
 
 _INTERVAL = 0.1
@@ -27,7 +27,7 @@ def build_parser() -> argparse.ArgumentParser:
         prog="ttmem-top", description=__doc__, epilog=_EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("-d", "--device", action="append", metavar="N", help="only these devices: ids or 0x asic ids, comma-separated")
+    add_device(parser)
     add(
         "--interval",
         type=seconds_between(0.02, 3600),
