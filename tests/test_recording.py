@@ -172,6 +172,17 @@ def test_key_frames_come_by_number_and_by_time(tmp_path):
         assert len(found) == KEY_FRAMES_APART + 4
 
 
+def test_the_last_key_frame_up_to_a_moment_is_the_last_that_tells_its_buffers(tmp_path):
+    path = tmp_path / "run.ttmem"
+    with RecordingWriter(path) as writer:
+        for index in range(7):
+            writer.write(Dump([n150(buffers=[])], 10**18 + index), key=index in (3, 4))
+    with open_recording(path) as found:
+        told = [index for index, dump in enumerate(found) if "buffers" in dump.devices[0]]
+        assert told == [0, 3, 4]
+        assert [found.key_before(index) for index in range(7)] == [0, 0, 0, 3, 4, 4, 4]
+
+
 def test_two_recorders_cannot_write_one_file(tmp_path):
     with RecordingWriter(tmp_path / "r"), pytest.raises(RecordingError, match="another process records"):
         RecordingWriter(tmp_path / "r")

@@ -344,6 +344,10 @@ class Recording:
         """Return the index of the last moment that is not after ``taken_ns``, 0 if all are."""
         return max(0, bisect.bisect_right(self.times_ns, taken_ns) - 1)
 
+    def key_before(self, index: int) -> int:
+        """Return the index of the last key frame up to ``index``; no other frame holds live buffers."""
+        return self._keys[bisect.bisect_right(self._keys, index) - 1]
+
     def dump(self, index: int, *, cores: bool = True, members: Collection[str] | None = None) -> Dump:
         """Return one moment.
 
@@ -407,7 +411,7 @@ class Recording:
         if self._map is None:
             raise RecordingError(f"{self.path} is closed")
         state = self._state
-        key = self._keys[bisect.bisect_right(self._keys, index) - 1]
+        key = self.key_before(index)
         if not key <= state.index <= index:
             state = self._state = FrameState(key - 1)
         while state.index < index:

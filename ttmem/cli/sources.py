@@ -96,7 +96,7 @@ def recorded_moment(path: str, at: float | None, *, buffers: bool = False) -> Du
             index = recording.seek(round((times[0] if at >= 0 else times[-1]) + at * 1e9))
         dump = recording[index]
         while buffers and index and not any("buffers" in device for device in dump.devices):
-            index -= 1
+            index = recording.key_before(index - 1)
             dump = recording[index]
         return dump
 
