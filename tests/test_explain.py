@@ -613,3 +613,13 @@ def test_a_moment_of_a_recording_is_explained_and_fitted_into_as_the_device_was(
     assert fit_main([file, "--cb", "16KiB", "--cores", "0-0:7-7", "--json"]) == 3
     assert json.loads(capsys.readouterr().out) == fitted
     assert fit_main([file, "--cb", "16KiB", "--cores", "0-0:7-7", "--at", "0"]) == 0
+
+
+def test_of_a_capture_the_chips_that_are_named_are_judged(capsys):
+    capture = CAPTURES / "t3k_mesh_transformer.json.gz"
+    found, _ = answer(capsys, capture, "-d", "2,5", code=0)
+    assert {row["device_id"] for row in found["programs"]} == {2, 5}
+    _, err = answer(capsys, capture, "-d", "99", code=1)
+    assert "no such chip in the capture: 99; there is 0, 1, 2" in err
+    assert fit_main([str(capture), "--cb", "1x2048", "--cores", "0-0:1-1", "-d", "5", "--json"]) == 0
+    assert [device["device_id"] for device in json.loads(capsys.readouterr().out)["devices"]] == [5]

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import ttmem
+from ttmem.cli.fit import main as fit_main
 from ttmem.cli.fragmentation import main
 from ttmem.fragments import fragments, smallest_release
 from ttmem.reader import Host
@@ -165,6 +166,18 @@ def test_a_capture_tells_the_l1_small_size_that_it_needed(capsys):
     assert size["option"] == "l1_small_size"
     assert size["exact"] is True
     assert used <= size["needed_bytes"] <= meta["view_L1_SMALL"]["total_bytes_per_bank"]
+
+
+def test_of_a_capture_only_the_chips_count_that_are_named(capsys):
+    capture = str(CAPTURES / "n150_conv.json.gz")
+    for verb in (main, lambda argv: fit_main([*argv, "--suggest"])):
+        for named, there in (("0,7", [0]), ("7", [])):
+            assert verb([capture, "-d", named, "--json"]) == 0
+            out, err = capsys.readouterr()
+            assert [device["device_id"] for device in json.loads(out)["devices"]] == there
+            assert ("neither L1_SMALL nor TRACE buffers on device 7" in err) == (not there)
+        assert verb([capture, "-d", "x"]) == 2
+        assert "expected a device id" in capsys.readouterr().err
 
 
 def test_a_capture_without_such_buffers_needs_none(capsys):

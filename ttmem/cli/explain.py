@@ -24,15 +24,16 @@ from ttmem.cli.sources import (
     add_at,
     add_device,
     add_geometry,
+    dump_of_file,
     geometry_of,
     live_devices,
     piped_stdin,
-    recorded_moment,
     run,
+    select_chips,
     select_devices,
     verb_parser,
 )
-from ttmem.dumps import Dump, DumpError, cb_base_of, dump_of_text, kind_of_file, read_dump, read_live
+from ttmem.dumps import Dump, DumpError, cb_base_of, dump_of_text, kind_of_file, read_live
 from ttmem.errors import TtmemError
 from ttmem.thrown import MAX_TEXT, Thrown, explain, finding_of, parse_thrown
 from ttmem.views.explain import render_findings
@@ -66,11 +67,7 @@ def build_parser() -> argparse.ArgumentParser:
 def _at_hand(paths: Sequence[str], wanted: Sequence[str] | None, tell: Tell) -> Dump:
     """Return the devices that an error text is explained with; none is fine."""
     if paths:
-        dump = (
-            recorded_moment(paths[0], None, buffers=True)
-            if kind_of_file(paths[0]) == "recording"
-            else read_dump(paths[0])
-        )
+        dump = dump_of_file(paths[0], kind_of_file(paths[0]), buffers=True)
         return Dump(select_devices(dump, wanted), dump.taken_ns, dump.host)
     try:
         dump = read_live()
@@ -157,24 +154,19 @@ def _body(args: argparse.Namespace, tell: Tell) -> int:
         findings = _judge(Dump(select_devices(dump, args.device)), tell)
     elif not sources:
         findings = _judge(live_devices(args.device, tell), tell)
-    elif kind_of_file(sources[0]) == "capture":
-        judgement = judge_capture(sources[0], geometry=geometry)
-        for notice in judgement.notices:
-            tell(notice)
-        findings = judgement.findings
-        if args.device:
-            known = {str(f.device_id) for f in findings}
-            names = {name.strip() for item in args.device for name in item.split(",")}
-            if not names & known:
-                raise NothingError(f"no such chip in the capture: {', '.join(sorted(names))}; there is {sorted(known)}")
-            findings = [f for f in findings if str(f.device_id) in names]
-    elif kind_of_file(sources[0]) == "dump":
-        findings = _judge(Dump(select_devices(read_dump(sources[0]), args.device)), tell)
     else:
-        dump = recorded_moment(sources[0], args.at)
-        if not any("buffers" in device for device in dump.devices):
-            tell("the live buffers of this moment are not recorded: those that clash cannot be named")
-        findings = _judge(Dump(select_devices(dump, args.device)), tell)
+        kind = kind_of_file(sources[0])
+        if kind == "capture":
+            judgement = judge_capture(sources[0], geometry=geometry)
+            for notice in judgement.notices:
+                tell(notice)
+            chips = select_chips((f.device_id for f in judgement.findings if f.device_id is not None), args.device)
+            findings = [f for f in judgement.findings if f.device_id in chips]
+        else:
+            dump = dump_of_file(sources[0], kind, args.at)
+            if kind == "recording" and not any("buffers" in device for device in dump.devices):
+                tell("the live buffers of this moment are not recorded: those that clash cannot be named")
+            findings = _judge(Dump(select_devices(dump, args.device)), tell)
     return _show(findings, args)
 
 

@@ -26,15 +26,16 @@ from ttmem.cli.sources import (
     UsageError,
     add_at,
     add_geometry,
+    dump_of_file,
     geometry_of,
     live_devices,
-    recorded_moment,
     run,
+    select_chips,
     select_devices,
     sizes_of_capture,
     verb_parser,
 )
-from ttmem.dumps import Dump, cb_base_of, kind_of_file, l1_limits_of, read_dump
+from ttmem.dumps import Dump, cb_base_of, kind_of_file, l1_limits_of
 from ttmem.errors import InvalidIntervalError
 from ttmem.fit import Room, fit, parse_cb, parse_cores
 from ttmem.fragments import MARGIN, Suggestion, advice_lines, suggest_of_device
@@ -124,9 +125,9 @@ def _of_device(device: Mapping[str, Any], given: Geometry, shared: int | None) -
     )
 
 
-def _of_capture(path: str, given: Geometry, shared: int | None, tell: Tell) -> list[Room]:
-    """Return the room on each chip of a capture, at the moment when its L1 buffers reached lowest."""
-    judgement = judge_capture(path, geometry=given)
+def _of_capture(args: argparse.Namespace, given: Geometry, shared: int | None, tell: Tell) -> list[Room]:
+    """Return the room on the chips of a capture, at the moment when its L1 buffers reached lowest."""
+    judgement = judge_capture(args.source, geometry=given)
     wide = any(_columns(finding.core_range) > 8 for finding in judgement.findings)
     rooms = []
     for chip, state in sorted(judgement.watch.chips.items()):
@@ -145,8 +146,9 @@ def _of_capture(path: str, given: Geometry, shared: int | None, tell: Tell) -> l
     for notice in judgement.notices:
         tell(notice)
     if not rooms:
-        raise NothingError(f"{path} has neither circular buffers nor L1 buffers")
-    return rooms
+        raise NothingError(f"{args.source} has neither circular buffers nor L1 buffers")
+    chosen = select_chips(judgement.watch.chips, args.device)
+    return [room for room in rooms if room.device_id in chosen]
 
 
 def _columns(core_range: str | None) -> int:
@@ -159,17 +161,9 @@ def _rooms(args: argparse.Namespace, tell: Tell) -> list[Room]:
     shared = None if args.l1 is None else _size(args.l1, "--l1")
     if args.source is not None:
         kind = kind_of_file(args.source)
-        if kind == "recording":
-            devices = select_devices(recorded_moment(args.source, args.at), args.device)
-            return [_of_device(device, given, shared) for device in devices]
         if kind == "capture":
-            rooms = _of_capture(args.source, given, shared, tell)
-            wanted = {name.strip() for item in args.device or () for name in item.split(",")}
-            rooms = [room for room in rooms if not wanted or str(room.device_id) in wanted]
-            if not rooms:
-                raise NothingError(f"no such chip in the capture: {', '.join(sorted(wanted))}")
-            return rooms
-        devices = select_devices(read_dump(args.source), args.device)
+            return _of_capture(args, given, shared, tell)
+        devices = select_devices(dump_of_file(args.source, kind, args.at), args.device)
         return [_of_device(device, given, shared) for device in devices]
     if args.device is None and (shared is not None or given.worker_l1_size is not None):
         return [_thought_of(given, shared)]
@@ -186,15 +180,13 @@ def _suggest(args: argparse.Namespace, tell: Tell) -> int:
     kind = None if args.source is None else kind_of_file(args.source)
     found: dict[Any, list[Suggestion]]
     if kind == "capture":
-        found = dict(sizes_of_capture(args.source))
-        if not found:
-            tell(f"{args.source} has neither L1_SMALL nor TRACE buffers: 0 is enough for both")
+        found = dict(sizes_of_capture(args.source, args.device, tell))
     else:
         if kind is None:
-            dump = live_devices(args.device, tell, buffers=False)
+            devices = live_devices(args.device, tell, buffers=False).devices
         else:
-            dump = recorded_moment(args.source, args.at) if kind == "recording" else read_dump(args.source)
-        found = {device.get("device_id"): suggest_of_device(device) for device in select_devices(dump, args.device)}
+            devices = select_devices(dump_of_file(args.source, kind, args.at), args.device)
+        found = {device.get("device_id"): suggest_of_device(device) for device in devices}
         for device_id in [device_id for device_id, sizes in found.items() if not sizes]:
             tell(f"device {device_id} tells no peak of L1_SMALL or traces (TT-Metal's own regions do not)")
     margin = args.margin / 100

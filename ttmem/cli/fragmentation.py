@@ -19,14 +19,14 @@ from ttmem.cli.sources import (
     UsageError,
     add_at,
     add_device,
+    dump_of_file,
     live_devices,
-    recorded_moment,
     run,
     select_devices,
     sizes_of_capture,
     verb_parser,
 )
-from ttmem.dumps import Dump, kind_of_file, read_dump
+from ttmem.dumps import kind_of_file
 from ttmem.fragments import (
     DramFragments,
     Fragments,
@@ -67,18 +67,14 @@ def _body(args: argparse.Namespace, tell: Callable[[str], None]) -> int:
         raise UsageError("--dram-banks and --dram-bank-size must be at least 1")
     kind = None if args.source is None else kind_of_file(args.source)
     if kind == "capture":
-        found = [(chip, None, None, sizes) for chip, sizes in sizes_of_capture(args.source).items()]
-        if not found:
-            tell(f"{args.source} has neither L1_SMALL nor TRACE buffers: 0 is enough for both")
+        sizes_of = sizes_of_capture(args.source, args.device, tell)
+        found = [(chip, None, None, sizes) for chip, sizes in sizes_of.items()]
     else:
-        if kind == "dump":
-            dump = read_dump(args.source)
-        elif kind == "recording":
-            dump = recorded_moment(args.source, args.at, buffers=True)
+        if kind is None:
+            devices = live_devices(args.device, tell).devices
         else:
-            dump = live_devices(args.device, tell)
-        dump = Dump(select_devices(dump, args.device), dump.taken_ns, dump.host)
-        for device in dump.devices:
+            devices = select_devices(dump_of_file(args.source, kind, args.at, buffers=True), args.device)
+        for device in devices:
             pieces = fragments_of(device)
             if pieces is None:
                 tell(

@@ -18,14 +18,14 @@ from ttmem.cli.sources import (
     NothingError,
     UnreadableError,
     add_device,
+    dump_of_file,
     live_devices,
     run,
     select_devices,
     verb_parser,
 )
-from ttmem.dumps import kind_of_file, read_dump
+from ttmem.dumps import kind_of_file
 from ttmem.lockstep import Outlier, lasting, outliers
-from ttmem.recording import open_recording
 from ttmem.units import format_exact
 from ttmem.views.text import Screen, wrap
 
@@ -55,15 +55,11 @@ def _body(args: argparse.Namespace, tell: Callable[[str], None]) -> int:
     if args.source is None:
         dump = live_devices(args.device, tell, buffers=False)
         looks = LOOKS
-    elif kind_of_file(args.source) == "dump":
-        dump = read_dump(args.source)
-    elif kind_of_file(args.source) == "recording":
-        with open_recording(args.source) as recording:
-            if not len(recording):
-                raise NothingError(f"{args.source} is a recording without any moment in it")
-            dump = recording[-1]
     else:
-        raise UnreadableError(f"{args.source} is a graph capture: replay it with --hold and compare the devices")
+        kind = kind_of_file(args.source)
+        if kind == "capture":
+            raise UnreadableError(f"{args.source} is a graph capture: replay it with --hold and compare the devices")
+        dump = dump_of_file(args.source, kind)
     devices = select_devices(dump, args.device)
     if len(devices) < 2:
         raise NothingError("lockstep needs two devices or more to compare")

@@ -8,7 +8,7 @@ import os
 import select
 import stat
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from ttmem.cli import EXIT_DONE, EXIT_NOTHING, EXIT_UNREADABLE, EXIT_USAGE, drop_stdout, parse
@@ -16,7 +16,7 @@ from ttmem.cli.screens import write
 from ttmem.cli.selection import UsageError as UsageError
 from ttmem.cli.selection import add_device as add_device
 from ttmem.cli.selection import device_filter as device_filter
-from ttmem.dumps import Dump, read_live
+from ttmem.dumps import Dump, read_dump, read_live
 from ttmem.errors import TtmemError
 from ttmem.fragments import RegionWatch, Suggestion, suggest_of_capture
 from ttmem.model import Geometry
@@ -101,12 +101,49 @@ def recorded_moment(path: str, at: float | None, *, buffers: bool = False) -> Du
         return dump
 
 
-def sizes_of_capture(path: str) -> dict[int, list[Suggestion]]:
-    """Return what a capture says of the sizes of the regions set aside, by chip.
+def dump_of_file(path: str, kind: str, at: float | None = None, *, buffers: bool = False) -> Dump:
+    """Return the devices of a dump, or those of one moment of a recording.
+
+    Args:
+        path: the file.
+        kind: what :func:`ttmem.dumps.kind_of_file` says of it; a capture has no devices.
+        at: as of :func:`recorded_moment`.
+        buffers: as of :func:`recorded_moment`.
+
+    Raises:
+        NothingError: it is a recording without any moment.
+        TtmemError: it cannot be read.
+    """
+    return recorded_moment(path, at, buffers=buffers) if kind == "recording" else read_dump(path)
+
+
+def select_chips(chips: Iterable[int], wanted: Sequence[str] | None) -> set[int]:
+    """Return the chips of a capture that ``-d`` names, all without it.
+
+    Raises:
+        NothingError: there is none.
+        UsageError: a name is no id.
+    """
+    test = device_filter(wanted)
+    there = sorted(set(chips))
+    found = {chip for chip in there if test({"device_id": chip})}
+    if wanted and not found:
+        raise NothingError(
+            f"no such chip in the capture: {', '.join(wanted)}; there is {', '.join(map(str, there)) or 'none'}"
+        )
+    return found
+
+
+def sizes_of_capture(
+    path: str, wanted: Sequence[str] | None, tell: Callable[[str], None]
+) -> dict[int, list[Suggestion]]:
+    """Return what a capture says of the sizes of the regions set aside, for each chip that ``-d`` names.
 
     Raises:
         CaptureError: it cannot be read.
+        UsageError: a name is no id.
     """
+    test = device_filter(wanted)
     from ttmem.capture import CaptureReader
     from ttmem.interpreter import CaptureInterpreter
 
@@ -115,7 +152,11 @@ def sizes_of_capture(path: str) -> dict[int, list[Suggestion]]:
     for node in CaptureReader(path).nodes():
         interpreter.feed(node)
     interpreter.finish()
-    return suggest_of_capture(watch)
+    found = {chip: sizes for chip, sizes in suggest_of_capture(watch).items() if test({"device_id": chip})}
+    if not found:
+        where = f" on device {', '.join(wanted)}" if wanted else ""
+        tell(f"{path} has neither L1_SMALL nor TRACE buffers{where}: 0 is enough for both")
+    return found
 
 
 def verb_parser(verb: str, description: str | None, epilog: str) -> argparse.ArgumentParser:
