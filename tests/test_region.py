@@ -19,7 +19,8 @@ import ttmem
 from ttmem.errors import DeviceNotFoundError
 from ttmem.pids import ProcessTable
 from ttmem.reader import read_host
-from ttmem.region import Region, default_directory, find_regions, read_region, to_device
+from ttmem.region import Region, find_regions, read_region, to_device
+from ttmem.segment import shm_directory
 
 CAPTURES = Path(__file__).parent / "captures"
 REAL = sorted(CAPTURES.glob("*.tt_device_*_memory.bin"))
@@ -515,9 +516,9 @@ def test_regions_are_found_by_their_exact_name(tmp_path):
 
 def test_the_directory_comes_from_the_environment_when_asked(monkeypatch, tmp_path):
     monkeypatch.delenv("TTMEM_SHM_DIR", raising=False)
-    assert default_directory() == Path("/dev/shm")
+    assert shm_directory() == Path("/dev/shm")
     monkeypatch.setenv("TTMEM_SHM_DIR", str(tmp_path))
-    assert default_directory() == tmp_path
+    assert shm_directory() == tmp_path
 
 
 def test_what_is_no_regular_file_is_unreadable(tmp_path):

@@ -171,11 +171,6 @@ def region_asic_id(name: str) -> int | None:
     return number if number < 2**64 else None
 
 
-def default_directory() -> Path:
-    """Return the directory of shared memory: ``TTMEM_SHM_DIR``, else /dev/shm."""
-    return Path(os.environ.get("TTMEM_SHM_DIR") or "/dev/shm")
-
-
 def read_region(
     path: str | Path, *, processes: ProcessTable | None = None, before_read: Callable[[int], object] | None = None
 ) -> Region:

@@ -337,9 +337,10 @@ class _Dump:
         if reading.found:
             self.tell(f"{reading.found} file(s) found, none of them readable")
             return EXIT_UNREADABLE
-        where = os.environ.get("TTMEM_SHM_DIR") or "/dev/shm"
+        from ttmem.segment import shm_directory  # so that --help costs nothing
+
         self.tell(
-            f"no device is published in {where}: start a program that uses ttmem.publish, ttmem-replay "
+            f"no device is published in {shm_directory()}: start a program that uses ttmem.publish, ttmem-replay "
             "CAPTURE --hold, or TT-Metal with its memory tracking on"
         )
         return EXIT_NOTHING

@@ -9,7 +9,7 @@ import select
 import stat
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ttmem.cli import EXIT_DONE, EXIT_NOTHING, EXIT_UNREADABLE, EXIT_USAGE, drop_stdout, parse
 from ttmem.cli.screens import write
@@ -18,10 +18,12 @@ from ttmem.cli.selection import add_device as add_device
 from ttmem.cli.selection import device_filter as device_filter
 from ttmem.dumps import Dump, read_dump, read_live
 from ttmem.errors import TtmemError
-from ttmem.fragments import RegionWatch, Suggestion, suggest_of_capture
 from ttmem.model import Geometry
 from ttmem.units import parse_size
 from ttmem.views.text import clean
+
+if TYPE_CHECKING:
+    from ttmem.fragments import Suggestion
 
 STDIN_WAIT_SECONDS = 5.0
 """How long a pipe on stdin that nobody asked for may stay silent before it is taken for nothing."""
@@ -50,10 +52,11 @@ def select_devices(dump: Dump, wanted: Sequence[str] | None) -> list[dict[str, A
     if not found and dump.problems:
         raise UnreadableError("; ".join(dump.problems))
     if not found:
-        where = os.environ.get("TTMEM_SHM_DIR") or "/dev/shm"
+        from ttmem.segment import shm_directory  # a file needs none of it
+
         raise NothingError(
-            f"no device is published in {where}: name a capture or a dump, or start a program that uses ttmem.publish, "
-            "ttmem-replay CAPTURE --hold, or TT-Metal with its memory tracking on"
+            f"no device is published in {shm_directory()}: name a capture or a dump, or start a program that uses "
+            "ttmem.publish, ttmem-replay CAPTURE --hold, or TT-Metal with its memory tracking on"
         )
     return found
 
@@ -143,10 +146,11 @@ def sizes_of_capture(
         CaptureError: it cannot be read.
         UsageError: a name is no id.
     """
-    test = device_filter(wanted)
     from ttmem.capture import CaptureReader
+    from ttmem.fragments import RegionWatch, suggest_of_capture
     from ttmem.interpreter import CaptureInterpreter
 
+    test = device_filter(wanted)
     watch = RegionWatch()
     interpreter = CaptureInterpreter(watch)
     for node in CaptureReader(path).nodes():

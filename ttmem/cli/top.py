@@ -72,6 +72,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     # Only now, so that --help and mistakes cost nothing.
     from ttmem.cli.screens import screen_of
     from ttmem.moments import open_frames
+    from ttmem.segment import shm_directory
     from ttmem.top.model import Model
     from ttmem.top.source import LiveSource, ReplaySource, Sampler, Source
 
@@ -93,7 +94,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         model,
         sampler=Sampler(source, model, interval, share=_SHARE if args.interval is None else 1.0),
         player=player,
-        where=os.environ.get("TTMEM_SHM_DIR") or "/dev/shm",
+        where=str(shm_directory()),
         color=color,
         unicode=screen_of(sys.stdout).unicode,
         interval=interval,
