@@ -28,6 +28,14 @@ def namespace(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 
 
 @pytest.fixture
+def directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return the directory that stands in for /dev/shm in this test."""
+    monkeypatch.setenv("TTMEM_SHM_DIR", str(tmp_path))
+    monkeypatch.delenv("TTMEM_DISABLE", raising=False)
+    return tmp_path
+
+
+@pytest.fixture
 def command() -> Callable[..., subprocess.CompletedProcess[str]]:
     """Return a function that runs ``python -m ttmem VERB ...`` to its end."""
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 KIB = 1024
+N150 = {"arch": "wormhole_b0", "grid": (8, 8), "l1_cb_base": 105664, "l1_small_size": 24576}
+"""What ``ttmem.publish`` is told of an N150."""
 TAKEN_NS = 1_700_000_003_400_000_000
 
 

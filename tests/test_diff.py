@@ -6,7 +6,7 @@ import copy
 import json
 
 import pytest
-from made_devices import n150
+from made_devices import N150, n150
 
 import ttmem
 from ttmem.cli.diff import main
@@ -14,14 +14,7 @@ from ttmem.cli.dump import main as dump_main
 from ttmem.diff import diff
 from ttmem.dumps import Dump, DumpError, dump_of_text, kind_of_file, read_dump, read_live
 
-N150 = {"arch": "wormhole_b0", "grid": (8, 8), "l1_cb_base": 105664, "l1_small_size": 24576}
-
-
-@pytest.fixture(autouse=True)
-def directory(tmp_path, monkeypatch):
-    monkeypatch.setenv("TTMEM_SHM_DIR", str(tmp_path))
-    monkeypatch.delenv("TTMEM_DISABLE", raising=False)
-    return tmp_path
+pytestmark = pytest.mark.usefixtures("directory")
 
 
 def save(path, dump):

@@ -8,6 +8,7 @@ import json
 from pathlib import Path
 
 import pytest
+from made_devices import N150
 
 import ttmem
 from ttmem.clash import ClashWatch, advice, judge_capture, judge_device, live_buffers
@@ -20,17 +21,11 @@ from ttmem.reader import Host
 from ttmem.recording import RecordingWriter, read_host_for_recording
 from ttmem.thrown import parse_thrown
 
+pytestmark = pytest.mark.usefixtures("directory")
+
 CAPTURES = Path(__file__).parent / "captures"
 CLASH = CAPTURES / "n150_clash_8.json"
-N150 = {"arch": "wormhole_b0", "grid": (8, 8), "l1_cb_base": 105664, "l1_small_size": 24576}
 CAPTURE_NAMES = sorted(p.name for p in CAPTURES.glob("*.json*") if ".meta." not in p.name)
-
-
-@pytest.fixture(autouse=True)
-def directory(tmp_path, monkeypatch):
-    monkeypatch.setenv("TTMEM_SHM_DIR", str(tmp_path))
-    monkeypatch.delenv("TTMEM_DISABLE", raising=False)
-    return tmp_path
 
 
 def answer(capsys, *argv, code):

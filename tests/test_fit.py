@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from made_devices import N150
 
 import ttmem
 from ttmem.cli.fit import main
@@ -16,16 +17,10 @@ from ttmem.dumps import read_live
 from ttmem.fit import Room, fit, parse_cb, parse_cores
 from ttmem.replay import replay
 
+pytestmark = pytest.mark.usefixtures("directory")
+
 CAPTURES = Path(__file__).parent / "captures"
-N150 = {"arch": "wormhole_b0", "grid": (8, 8), "l1_cb_base": 105664, "l1_small_size": 24576}
 TOP = 1499136 - 24576
-
-
-@pytest.fixture(autouse=True)
-def directory(tmp_path, monkeypatch):
-    monkeypatch.setenv("TTMEM_SHM_DIR", str(tmp_path))
-    monkeypatch.delenv("TTMEM_DISABLE", raising=False)
-    return tmp_path
 
 
 def answer(capsys, *argv, code):

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from made_devices import N150
 
 import ttmem
 from ttmem.cli.fit import main as fit_main
@@ -18,16 +19,11 @@ from ttmem.reader import Host
 from ttmem.recording import RecordingWriter, read_host_for_recording
 from ttmem.replay import replay
 
+pytestmark = pytest.mark.usefixtures("directory")
+
 CAPTURES = Path(__file__).parent / "captures"
-N150 = {"arch": "wormhole_b0", "grid": (8, 8), "l1_cb_base": 105664, "l1_small_size": 24576, "trace_region_size": 4096}
+TRACED = {**N150, "trace_region_size": 4096}
 TOP = 1499136 - 24576
-
-
-@pytest.fixture(autouse=True)
-def directory(tmp_path, monkeypatch):
-    monkeypatch.setenv("TTMEM_SHM_DIR", str(tmp_path))
-    monkeypatch.delenv("TTMEM_DISABLE", raising=False)
-    return tmp_path
 
 
 @given(st.lists(st.tuples(st.integers(0, 60), st.integers(0, 60)), max_size=8))
@@ -76,7 +72,7 @@ def test_the_index_tells_one_hole_from_dust():
 
 def test_the_holes_of_a_live_device_and_of_its_recording_are_told(capsys, tmp_path):
     host = Host()
-    with ttmem.publish(0, **N150) as pub:
+    with ttmem.publish(0, **TRACED) as pub:
         for number in range(4):
             pub.allocate("L1", 64 * 1024, address=TOP - 1024 * (2 * number + 1), size_per_bank=1024)
         pub.allocate("TRACE", 1000)

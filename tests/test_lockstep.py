@@ -16,15 +16,14 @@ from ttmem.dumps import Dump
 from ttmem.lockstep import Difference, lasting, outliers
 from ttmem.replay import replay
 
+pytestmark = pytest.mark.usefixtures("directory")
+
 T3K = Path(__file__).parent / "captures" / "t3k_mesh_transformer.json.gz"
 
 
 @pytest.fixture(autouse=True)
-def directory(tmp_path, monkeypatch):
-    monkeypatch.setenv("TTMEM_SHM_DIR", str(tmp_path))
-    monkeypatch.delenv("TTMEM_DISABLE", raising=False)
+def no_pause(monkeypatch):
     monkeypatch.setattr(cli, "PAUSE_SECONDS", 0)
-    return tmp_path
 
 
 def test_the_chips_of_a_real_mesh_are_in_step_until_one_leaves_it(capsys):

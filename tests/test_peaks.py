@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from made_devices import n150, tt_metal
+from made_devices import N150, n150, tt_metal
 
 import ttmem
 from ttmem.cli.dump import main as dump_main
@@ -21,15 +21,9 @@ from ttmem.reader import Host
 from ttmem.recording import RecordingWriter, read_host_for_recording
 from ttmem.replay import replay
 
+pytestmark = pytest.mark.usefixtures("directory")
+
 CAPTURES = Path(__file__).parent / "captures"
-N150 = {"arch": "wormhole_b0", "grid": (8, 8), "l1_cb_base": 105664, "l1_small_size": 24576}
-
-
-@pytest.fixture(autouse=True)
-def directory(tmp_path, monkeypatch):
-    monkeypatch.setenv("TTMEM_SHM_DIR", str(tmp_path))
-    monkeypatch.delenv("TTMEM_DISABLE", raising=False)
-    return tmp_path
 
 
 def whole_grid(size):

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from made_devices import n150, p150, tt_metal
+from made_devices import N150, n150, p150, tt_metal
 
 import ttmem
 from ttmem.cli.record import main as record_main
@@ -21,18 +21,12 @@ from ttmem.reader import Host
 from ttmem.recording import RecordingWriter, open_recording, read_host_for_recording
 from ttmem.replay import Replay
 
+pytestmark = pytest.mark.usefixtures("directory")
+
 CAPTURES = Path(__file__).parent / "captures"
-N150 = {"arch": "wormhole_b0", "grid": (8, 8), "l1_cb_base": 105664, "l1_small_size": 24576}
 P150 = {"arch": "blackhole", "grid": (11, 10), "l1_cb_base": 111488, "l1_small_size": 24576}
 KINDS = ("dram", "l1", "l1_small", "trace")
 publish_replay = functools.partial(ttmem.publish, origin="replay")
-
-
-@pytest.fixture(autouse=True)
-def directory(tmp_path, monkeypatch):
-    monkeypatch.setenv("TTMEM_SHM_DIR", str(tmp_path))
-    monkeypatch.delenv("TTMEM_DISABLE", raising=False)
-    return tmp_path
 
 
 def figures(device):

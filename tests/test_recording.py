@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from made_devices import n150, p150
+from made_devices import N150, n150, p150
 
 import ttmem
 from ttmem.cli.diff import main as diff_main
@@ -32,16 +32,10 @@ from ttmem.recording import (
 )
 from ttmem.replay import replay
 
+pytestmark = pytest.mark.usefixtures("directory")
+
 CAPTURES = Path(__file__).parent / "captures"
-N150 = {"arch": "wormhole_b0", "grid": (8, 8), "l1_cb_base": 105664, "l1_small_size": 24576}
 SECOND = 1_000_000_000
-
-
-@pytest.fixture(autouse=True)
-def directory(tmp_path, monkeypatch):
-    monkeypatch.setenv("TTMEM_SHM_DIR", str(tmp_path))
-    monkeypatch.delenv("TTMEM_DISABLE", raising=False)
-    return tmp_path
 
 
 def moments(count, seed=1):

@@ -7,18 +7,17 @@ import sqlite3
 from pathlib import Path
 
 import pytest
+from made_devices import N150
 
 import ttmem
 from ttmem.dumps import Dump, DumpError, buffers_of, read_dump
 from ttmem.visualizer import write_visualizer
 
-GEOMETRY = {"arch": "wormhole_b0", "grid": (8, 8), "l1_cb_base": 105664, "l1_small_size": 24576}
-
 
 @pytest.fixture
 def published():
     """A device with two programs and three buffers, published while the test lasts."""
-    with ttmem.publish(0, **GEOMETRY) as pub:
+    with ttmem.publish(0, **N150) as pub:
         first = [
             ttmem.CircularBuffer(105664, 4096, "{[0-0 - 7-7]}"),
             ttmem.CircularBuffer(109760, 2048, "{[1-1 - 2-2]}"),
