@@ -440,6 +440,15 @@ def test_processes_beyond_the_limit_have_no_series_and_are_said() -> None:
     assert value(samples(text), "ttmem_scrape_errors_total", reason="limit") == 1
 
 
+def test_processes_without_series_of_their_own_are_counted_under_every_name() -> None:
+    device = n150()
+    device["processes"] = [{**device["processes"][0], "pid": i, "state": "live"} for i in range(1, 301)]
+    for per_process in (False, True):
+        found = samples(exposed(device, per_process=per_process, compat=["tenstorrent"]))
+        assert value(found, "ttmem_processes", device="0", asic_id=device["asic_id"], state="live") == 300
+        assert [v for (name, _), v in found.items() if name == "tenstorrent_shm_num_active_processes"] == [300]
+
+
 def test_the_number_of_series_is_bounded_by_devices_cores_and_the_limits() -> None:
     device = p150()
     device["processes"] = [{**n150()["processes"][0], "pid": i} for i in range(1000)]

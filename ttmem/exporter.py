@@ -256,10 +256,10 @@ class DeviceCollector(Collector):
                 problems.append(
                     ("limit", f"device {labels[0]} ({labels[1]}): {left} processes are not exported one by one")
                 )
-            _add_device(families, labels, device)
+            shown = _largest(rows) if self._per_process else ()
+            _add_device(families, labels, device, shown)
             for name in self._compat:
-                shown = {**device, "processes": device.get("processes") and _largest(rows)}
-                for sample in PEERS[name][2](shown):
+                for sample in PEERS[name][2](device, shown):
                     families.add(*sample)
             _add_headroom(families, labels, snapshot.cores)
         families.add("ttmem_up", (), float(bool(exported) or not reading.problems))
@@ -290,7 +290,10 @@ def _seconds_family(seconds: float | None) -> Metric:
     return GaugeMetricFamily("ttmem_scrape_duration_seconds", "How long reading everything took.", value=seconds)
 
 
-def _add_device(families: _Families, labels: tuple[object, object], device: Device) -> None:
+def _add_device(
+    families: _Families, labels: tuple[object, object], device: Device, shown: Sequence[Mapping[str, Any]]
+) -> None:
+    """Add the samples of a device; of the processes, those that are shown one by one."""
     grid = device.get("grid") or {}
     told = [device.get(key) for key in ("arch", "source", "origin")]
     families.add("ttmem_device_info", (*labels, *told, grid.get("x"), grid.get("y")), 1)
@@ -321,10 +324,10 @@ def _add_device(families: _Families, labels: tuple[object, object], device: Devi
             count = sum(row.get("state") == state for row in rows)
             families.add("ttmem_processes", (*labels, state), count)
         families.add("ttmem_programs", labels, _programs(device))
-        for row in _largest(rows):
-            for kind, name in _PROCESS_FIGURES.items():
-                told = [row.get(key) for key in ("pid", "name", "user", "state")]
-                families.add("ttmem_process_memory_bytes", (*labels, kind, *told), row.get(name))
+    for row in shown:
+        for kind, name in _PROCESS_FIGURES.items():
+            told = [row.get(key) for key in ("pid", "name", "user", "state")]
+            families.add("ttmem_process_memory_bytes", (*labels, kind, *told), row.get(name))
     for core in device.get("cores") or ():
         at = (*labels, core["x"], core["y"])
         families.add("ttmem_l1_core_used_bytes", at, core.get("l1_used_bytes"))

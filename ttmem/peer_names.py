@@ -6,10 +6,11 @@ what the other exporter reads from the driver is not imitated.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 Device = Mapping[str, Any]
+Rows = Sequence[Mapping[str, Any]]
 Sample = tuple[str, tuple[object, ...], "float | None"]
 """A metric's name, its labels' values, and its value; None is unknown."""
 Declared = dict[str, tuple[str, tuple[str, ...]]]
@@ -57,11 +58,11 @@ def _total(device: Device, kind: str) -> float | None:
     return value if isinstance(value, int) else None
 
 
-def _living(device: Device) -> list[Mapping[str, Any]]:
-    return [row for row in device.get("processes") or () if row.get("state") == "live"]
+def _living(rows: Rows) -> list[Mapping[str, Any]]:
+    return [row for row in rows if row.get("state") == "live"]
 
 
-def _tenstorrent(device: Device) -> Iterator[Sample]:
+def _tenstorrent(device: Device, shown: Rows) -> Iterator[Sample]:
     asic_id = device.get("asic_id")
     # 16 digits, as there; the PCI address that its device_id holds is not known here.
     chip = None if asic_id is None else f"0x{int(str(asic_id), 16):016x}", None
@@ -70,25 +71,26 @@ def _tenstorrent(device: Device) -> Iterator[Sample]:
     yield "tenstorrent_l1_used_bytes", chip, _used(device, "l1")
     yield "tenstorrent_mem_phantom", chip, float(device.get("state") == "stale")
     if device.get("processes") is not None:
-        yield "tenstorrent_shm_num_active_processes", chip, float(len(_living(device)))
-    for row in _living(device):
+        yield "tenstorrent_shm_num_active_processes", chip, float(len(_living(device["processes"])))
+    for row in _living(shown):
         yield "tenstorrent_proc_dram_used_bytes", (*chip, row.get("pid"), row.get("name")), row.get("dram_bytes")
 
 
-def _tt_mgmt(device: Device) -> Iterator[Sample]:
+def _tt_mgmt(device: Device, shown: Rows) -> Iterator[Sample]:
     board = device.get("device_id"), device.get("arch")
     yield "tt_dram_total_bytes", board, _total(device, "dram")
     yield "tt_l1_total_bytes", board, _total(device, "l1")
     for kind in _TT_MGMT_KINDS:
         yield f"tt_{kind}_used_bytes", board, _used(device, kind)
-    for row in _living(device):
+    for row in _living(shown):
         for kind in _TT_MGMT_KINDS:
             figure = "cb_physical_bytes" if kind == "cb" else f"{kind}_bytes"
             yield f"tt_process_{kind}_bytes", (*board, row.get("pid"), row.get("name")), row.get(figure)
 
 
-PEERS: dict[str, tuple[Declared, Declared, Callable[[Device], Iterator[Sample]]]] = {
+PEERS: dict[str, tuple[Declared, Declared, Callable[[Device, Rows], Iterator[Sample]]]] = {
     "tenstorrent": (_TENSTORRENT, _TENSTORRENT_PROCESS, _tenstorrent),
     "tt-mgmt": (_TT_MGMT, _TT_MGMT_PROCESS, _tt_mgmt),
 }
-"""By the name of ``--compat``: gauges, gauges of processes, and what makes a device's samples."""
+"""By the name of ``--compat``: gauges, gauges of processes, and what makes a device's samples,
+of its processes those that are shown one by one."""
