@@ -466,7 +466,7 @@ def judge_device(device: Mapping[str, Any], buffers: Sequence[LiveBuffer] = ()) 
         buffers: the live L1 buffers, where they are known.
     """
     cores = [row for row in device.get("cores") or () if row.get("cb_region_end") is not None]
-    place = {(row["x"], row["y"]): row for row in cores}
+    by_place = {(row["x"], row["y"]): row for row in cores}
     findings = []
     for row in device.get("programs") or ():
         if not row.get("cb_region_end") or not row.get("cb_bytes_per_core"):
@@ -474,7 +474,7 @@ def judge_device(device: Mapping[str, Any], buffers: Sequence[LiveBuffer] = ()) 
         footprint = _footprint_of(row)
         if footprint:
             for core_range, end in region_ends(footprint).items():
-                there = [place[core.x, core.y] for core in core_range if (core.x, core.y) in place]
+                there = [by_place[core.x, core.y] for core in core_range if (core.x, core.y) in by_place]
                 involved = tuple(
                     cb for cb in footprint if any(core_range.intersects(other) for other in cb.core_ranges.ranges)
                 )

@@ -23,6 +23,7 @@ from ttmem.errors import TtmemError
 from ttmem.interpreter import CaptureInterpreter
 from ttmem.mesh import CaptureSink
 from ttmem.model import BufferType, CircularBuffer, Geometry
+from ttmem.snapshot import ACCOUNTING
 
 MAX_CHIPS = 256
 """The most chips of one report."""
@@ -114,7 +115,6 @@ def _read_table(path: str | os.PathLike[str]) -> Dump:
 
 def _unknown_device(device_id: int, memory: Mapping[str, Mapping[str, int | None]]) -> dict[str, Any]:
     regions = ("used_bytes", "total_bytes", "free_bytes", *_PEAK, "peak_buffers")
-    parts = ("total", "reserved", "cb", "buffer", "l1_small", "overlap", "free")
     return {
         "device_id": device_id,
         "asic_id": None,
@@ -131,7 +131,7 @@ def _unknown_device(device_id: int, memory: Mapping[str, Mapping[str, int | None
             "cb": dict.fromkeys(("physical_bytes", "logical_bytes", "resident_bytes", *_PEAK, "peak_programs")),
             "kernel": dict.fromkeys(("used_bytes", "persistent_bytes")),
         },
-        "l1_accounting": {f"{name}_bytes": None for name in parts},
+        "l1_accounting": {f"{name}_bytes": None for name in ACCOUNTING},
         "cores": None,
         "programs": None,
         "processes": None,
@@ -226,7 +226,8 @@ def _of_database(database: _Database, path: Path) -> Dump:
             unknown = _allocate(publisher, mine, sizes)
             if not traced:
                 unknown = {BufferType.DRAM, BufferType.L1, BufferType.L1_SMALL, BufferType.TRACE}
-            device = {**buffers_of(publisher.snapshot()), **publisher.snapshot().to_dict()}
+            snapshot = publisher.snapshot()
+            device = {**buffers_of(snapshot), **snapshot.to_dict()}
             memory = device["memory"]
             for kind in unknown - {BufferType.SYSTEM_MEMORY}:
                 memory[kind.name.lower()].update(used_bytes=None, free_bytes=None)
