@@ -177,7 +177,8 @@ def _device(old: Mapping[str, Any] | None, new: Mapping[str, Any] | None, taken_
         )
         omitted = [(device or {}).get("programs_omitted") or 0 for device in (old, new)]
         cached = Change(*(sum(n for (n,) in c.values()) + o for c, o in zip(counts, omitted, strict=True)))
-    people = [_processes(_rows(device, "processes") or ()) for device in (old, new)]
+    were, are = _rows(old, "processes") or (), _rows(new, "processes") or ()
+    states = [{(row.get("pid"), row.get("name")): row.get("state") for row in rows} for rows in (were, are)]
     held, holds = _rows(old, "buffers"), _rows(new, "buffers")
     buffers = None
     if held is not None and holds is not None:
@@ -189,7 +190,7 @@ def _device(old: Mapping[str, Any] | None, new: Mapping[str, Any] | None, taken_
         memory,
         programs,
         cached,
-        _changed(people[0], people[1], ("pid", "name", "state_before", "state_after"), _PROCESS_FIGURES),
+        _changed(_processes(were), _processes(are), ("pid", "name"), _PROCESS_FIGURES, states),
         buffers,
         _oldest(holds or (), taken_ns),
     )
@@ -216,10 +217,7 @@ def _counts(rows: Iterable[Mapping[str, Any]]) -> dict[tuple[Any, ...], tuple[in
 
 
 def _processes(rows: Iterable[Mapping[str, Any]]) -> dict[tuple[Any, ...], tuple[int | None, ...]]:
-    return {
-        (row.get("pid"), row.get("name"), row.get("state")): tuple(row.get(name) for name in _PROCESS_FIGURES)
-        for row in rows
-    }
+    return {(row.get("pid"), row.get("name")): tuple(row.get(name) for name in _PROCESS_FIGURES) for row in rows}
 
 
 def _groups(rows: Iterable[Mapping[str, Any]]) -> dict[tuple[Any, ...], tuple[int, ...]]:
@@ -236,23 +234,28 @@ def _changed(
     new: Mapping[tuple[Any, ...], tuple[int | None, ...]],
     keys: Sequence[str],
     names: Sequence[str],
+    states: Sequence[Mapping[tuple[Any, ...], Any]] = (),
 ) -> list[Row]:
-    """Return what differs between two tables, the largest growth of the last field first."""
+    """Return what differs between two tables, the largest growth of the last field first.
+
+    Args:
+        old: values by key.
+        new: the same, later.
+        keys: the names of a key's fields.
+        names: the names of the values.
+        states: what each key was in, before and later; without it none is told.
+    """
     zero = (0,) * len(names)
     rows = []
-    if "state_after" in keys:
-        # A process is the same whatever its state.
-        states = [{key[:2]: key[2] for key in table} for table in (old, new)]
-        tables = [{key[:2]: value for key, value in table.items()} for table in (old, new)]
-    else:
-        states, tables = [{}, {}], [dict(old), dict(new)]
-    for key in dict.fromkeys((*tables[0], *tables[1])):
-        before, after = tables[0].get(key, zero), tables[1].get(key, zero)
-        found = (states[0].get(key), states[1].get(key)) if states[0] or states[1] else ()
+    for key in dict.fromkeys((*old, *new)):
+        before, after = old.get(key, zero), new.get(key, zero)
+        found = [table.get(key) for table in states]
         if before == after and len(set(found)) < 2:
             continue
+        named = dict(zip(keys, key, strict=True))
+        named.update(zip(("state_before", "state_after"), found, strict=False))
         changes = {n: Change(b, a) for n, b, a in zip(names, before, after, strict=True)}
-        rows.append(Row(dict(zip(keys, (*key, *found), strict=True)), changes))
+        rows.append(Row(named, changes))
     return sorted(rows, key=lambda row: -(row.changes[names[-1]].delta or 0))
 
 
