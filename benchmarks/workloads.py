@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from ttmem.interpreter import CaptureInterpreter
+from ttmem.mesh import CaptureSink
 from ttmem.model import CircularBuffer
 
 ROUND_PROGRAMS = 256
@@ -289,7 +290,7 @@ def sweep(grid: Grid, cached: int, cbs: int) -> Workload:
     return _stacked("sweep", grid, cached, sizes, np.repeat(rows[:, None], cbs, axis=1), masks)
 
 
-class _Programs:
+class _Programs(CaptureSink):
     """A sink that keeps the programs of a capture's chips and the order of dispatches."""
 
     def __init__(self) -> None:
@@ -302,18 +303,13 @@ class _Programs:
     def dispatch(self, chip: int, program_key: int) -> None:
         self.dispatches.setdefault(chip, []).append(program_key)
 
-    def allocate(self, *args: object) -> None:
-        """Buffers are no affair of this engine."""
-
-    free = lay_out = threw = advance = allocate
-
 
 def captured(path: Path) -> list[tuple[CircularBuffer, ...]]:
     """Return the programs that a graph capture puts on its first chip, in order."""
     from ttmem.capture import CaptureReader
 
     sink = _Programs()
-    interpreter = CaptureInterpreter(sink)  # type: ignore[arg-type]
+    interpreter = CaptureInterpreter(sink)
     for node in CaptureReader(path).nodes():
         interpreter.feed(node)
     interpreter.finish()

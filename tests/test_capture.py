@@ -18,6 +18,7 @@ from ttmem.capture import CaptureReader
 from ttmem.cores import as_core_range_set
 from ttmem.errors import CaptureError
 from ttmem.interpreter import CaptureInterpreter
+from ttmem.mesh import CaptureSink
 from ttmem.model import BufferType
 from ttmem.placement import place
 
@@ -644,7 +645,7 @@ def test_memory_does_not_grow_with_the_file(tmp_path):
             for _ in range(repeats):
                 file.write("," + json.dumps(once)[1:-1])
             file.write("]")
-        interpreter = CaptureInterpreter(Quiet())
+        interpreter = CaptureInterpreter(CaptureSink())
         tracemalloc.start()
         try:
             feed_all(interpreter, path)
@@ -656,10 +657,3 @@ def test_memory_does_not_grow_with_the_file(tmp_path):
 
     peak(10)
     assert peak(800) < 1.2 * peak(400)
-
-
-class Quiet:
-    """A sink that remembers nothing."""
-
-    def __getattr__(self, name):
-        return lambda *_: None
