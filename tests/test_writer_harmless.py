@@ -396,3 +396,49 @@ def test_a_device_takes_memory_for_what_it_uses_and_a_reader_reads_no_more(direc
         publisher.path.unlink()
         publisher.check_file()
         assert [row["buffer_type"] for row in publisher.snapshot().buffers()] == [1, 0]
+
+
+POUNDED = """
+import ctypes, logging, sys, threading, ttmem
+from ttmem import _ttnn_feed
+pounding = ctypes.CDLL(sys.argv[1])
+pounding.pounding_start.restype = ctypes.c_uint64
+capsule = ctypes.pythonapi.PyCapsule_GetPointer
+capsule.restype, capsule.argtypes = ctypes.c_void_p, [ctypes.py_object, ctypes.c_char_p]
+sink = ctypes.c_void_p(capsule(_ttnn_feed.sink, b"ttmem.ttnn_hook_sink"))
+logging.disable()
+publisher = ttmem.publish(0, arch="wormhole_b0", grid=(8, 8))
+feed = _ttnn_feed.Feed(publisher, {})
+_ttnn_feed.hear({0: feed})
+done = []
+thread = threading.Thread(target=lambda: done.append(pounding.pounding_start(sink, 0)))
+thread.start()
+for _ in range(1000):
+    publisher.path.unlink()
+    publisher.check_file()
+    assert publisher.published
+pounding.pounding_end()
+thread.join()
+memory = publisher.snapshot().memory
+assert done[0] > 1000 and feed.refused == 0
+print(memory.dram.used_bytes, memory.l1.used_bytes, len(publisher.snapshot().buffers()))
+"""
+
+
+@pytest.mark.skipif(shutil.which("gcc") is None, reason="gcc is missing: apt-get install gcc")
+def test_a_file_deleted_under_threads_that_need_no_gil_is_published_again(tmp_path: Path) -> None:
+    library = tmp_path / "library"
+    shared = tmp_path / "shm"
+    library.mkdir(), shared.mkdir()
+    source = Path(__file__).parent / "native" / "pounding.c"
+    headers = f"-I{Path(ttmem.__file__).parent}"
+    subprocess.run(["gcc", "-O1", "-shared", "-fPIC", headers, str(source), "-o", library / "pounding.so"], check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", POUNDED, str(library / "pounding.so")],
+        env={**os.environ, "TTMEM_SHM_DIR": str(shared), "PYTHONPATH": ROOT},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    # Before, such a thread wrote into what had just been unmapped.
+    assert (done.returncode, done.stdout) == (0, "0 0 0\n"), done.stderr

@@ -254,6 +254,7 @@ cdef class Ledger:
         self.cb = Intervals(x, y, limit=UNKNOWN_L1_LIMIT if limit is None else limit)
         self.l1 = Intervals(x, y, limit=UNKNOWN_L1_LIMIT if limit is None else limit)
         self.block = DeviceBlock(x * y)
+        self.block.guard = &self.lock
         self.born = ttm_canary_value()
         self.next_id = 1
         self.programs.entry_bytes = sizeof(Program)
@@ -279,6 +280,9 @@ cdef class Ledger:
         cdef uint32_t i
         cdef Row *row
         cdef Row *following
+        if self.block is not None:
+            # The file may keep the block for longer.
+            self.block.guard = NULL
         if self.row_buckets != NULL:
             for i in range(self.row_bucket_count):
                 row = self.row_buckets[i]

@@ -216,11 +216,7 @@ cdef class Publisher(Ledger):
             fresh = segment.writer_file(lost.directory, lost.space)
         log.warning("%s was deleted while in use: ttmem publishes device %d again", lost.path, self.device_id)
         with segment._registry_lock:
-            ttm_lock_acquire(&self.lock)
-            try:
-                self.block.unmap()
-            finally:
-                ttm_lock_release(&self.lock)
+            self.block.unmap()
             self.attach_file(fresh)
 
     # Circular buffers

@@ -1,9 +1,10 @@
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
-from ttmem._layout cimport ttm_block_control, ttm_section
+from ttmem._layout cimport ttm_block_control, ttm_lock, ttm_section
 
 
 cdef class DeviceBlock:
+    cdef ttm_lock *guard                # of the ledger that changes the block, NULL if there is none
     cdef char *block                    # the mapping, or private memory while nothing can be published
     cdef ttm_block_control *control
     cdef char *image[2]                 # what readers see: image[seq & 1] is whole
@@ -38,7 +39,8 @@ cdef class DeviceBlock:
     cdef void commit(self, uint64_t now_ns) noexcept nogil
     cdef uint32_t words_in_use(self, uint32_t kind, const uint64_t *record) noexcept nogil
     cdef void _publish_everything(self) noexcept nogil
-    cdef void _attach(self, char *block) noexcept
-    cdef void _unmap(self) noexcept
-    cdef void _all_ready(self) noexcept
+    cdef void _hold(self) noexcept nogil
+    cdef void _let_go(self) noexcept nogil
+    cdef void _move(self, char *block, bint shared, bint all_ready) noexcept
+    cdef void _unmap(self, char *block, bint shared) noexcept
     cdef void _lay_out(self, uint32_t cores) noexcept

@@ -8,7 +8,8 @@ Invariants
    image 0 (new), then brings image 1 up. A writer that is killed anywhere leaves one whole image, the old or the new one.
 4. A record is written only where ``ready`` says that memory was obtained: a full /dev/shm costs a record, never a SIGBUS.
 
-Thread safety: none here; the publisher holds its lock around every call.
+Thread safety: the ledger holds its lock around every call but those that move or describe the block. These take the lock
+themselves, around what is C alone: the files between them are Python's, and threads without the GIL record meanwhile.
 """
 
 from libc.stdint cimport uint32_t, uint64_t, uintptr_t
@@ -72,6 +73,8 @@ from ttmem._layout cimport (
     ttm_latch_commit_line,
     ttm_latch_turn,
     ttm_load,
+    ttm_lock_acquire,
+    ttm_lock_release,
     ttm_section,
     ttm_store,
     ttm_store_release,
@@ -195,7 +198,7 @@ cdef class DeviceBlock:
         self.map_private()
 
     def __dealloc__(self):
-        self._unmap()
+        self._unmap(self.block, self.shared)
         if self.shadow != NULL:
             munmap(self.shadow, self.image_bytes)
         free(self.dirty)
@@ -261,27 +264,41 @@ cdef class DeviceBlock:
         """The bytes at the start of an image that get memory at once; the tables behind them get theirs when used."""
         return self.section[TTM_CB_RANGES].offset
 
-    cdef void _attach(self, char *block) noexcept:
+    cdef void _hold(self) noexcept nogil:
+        if self.guard != NULL:
+            ttm_lock_acquire(self.guard)
+
+    cdef void _let_go(self) noexcept nogil:
+        if self.guard != NULL:
+            ttm_lock_release(self.guard)
+
+    cdef void _move(self, char *block, bint shared, bint all_ready) noexcept:
+        """Have the block lie elsewhere from here on, where nobody reads it until it is described."""
+        cdef char *before = self.block
+        cdef bint was_shared = self.shared
         cdef uint32_t kind
+        self._hold()
         self.block = block
         self.control = <ttm_block_control *> (block + TTM_CONTROL)
         self.image[0] = block + TTM_BLOCK_HEADER_BYTES
         self.image[1] = self.image[0] + self.image_bytes
         for kind in range(TTM_SECTION_COUNT):
-            self.ready[kind] = self.section[kind].count if eager(kind) else 0
+            self.ready[kind] = self.section[kind].count if all_ready or eager(kind) else 0
         # The two halves of the tables of buffers fill up each from its own start.
-        self.upper_ready[0] = self.upper_ready[1] = TTM_BUFFER_ROWS // 2
+        self.upper_ready[0] = self.upper_ready[1] = TTM_BUFFER_ROWS if all_ready else TTM_BUFFER_ROWS // 2
+        # What was marked where the block lay before may have no memory here.
+        self.dirty_count = 0
+        self.rows_first = False
+        memset(self.is_dirty, 0, self.record_count)
+        self.shared = shared
+        self._let_go()
+        self._unmap(before, was_shared)
+        if shared:
+            self.owner = ttm_process_token()
 
-    cdef void _all_ready(self) noexcept:
-        cdef uint32_t kind
-        for kind in range(TTM_SECTION_COUNT):
-            self.ready[kind] = self.section[kind].count
-        self.upper_ready[0] = self.upper_ready[1] = TTM_BUFFER_ROWS
-
-    cdef void _unmap(self) noexcept:
-        if self.block != NULL and (not self.shared or ttm_process_token() == self.owner):
-            munmap(self.block, self.block_bytes)
-        self.block = NULL
+    cdef void _unmap(self, char *block, bint shared) noexcept:
+        if block != NULL and (not shared or ttm_process_token() == self.owner):
+            munmap(block, self.block_bytes)
 
     def map_private(self):
         """Move the block to private memory: nothing is published, everything goes on.
@@ -292,10 +309,7 @@ cdef class DeviceBlock:
         cdef void *memory = mmap(NULL, self.block_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0)
         if memory == MAP_FAILED:
             raise MemoryError("no memory for a device's figures")
-        self._unmap()
-        self._attach(<char *> memory)
-        self._all_ready()
-        self.shared = False
+        self._move(<char *> memory, False, True)
 
     def map(self, int fd, uint64_t offset):
         """Move the block into a segment's file, which is at least ``offset + block_bytes`` long.
@@ -307,31 +321,25 @@ cdef class DeviceBlock:
             OSError: the file cannot be mapped, or /dev/shm is full; the block stays where it was.
         """
         cdef void *memory = mmap(NULL, self.block_bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd, <long> offset)
-        cdef char *before = self.block
+        cdef uint64_t eager_end = TTM_BLOCK_HEADER_BYTES + self.section[TTM_CB_RANGES].offset
+        cdef bint obtained, whole = False
         if memory == MAP_FAILED:
             raise OSError(errno, "cannot map a segment")
         madvise(memory, self.block_bytes, MADV_DONTFORK)
-        self._attach(<char *> memory)
-        cdef bint obtained = (
-            self._touch(0, TTM_BLOCK_HEADER_BYTES + self.section[TTM_CB_RANGES].offset)
-            and self._touch(TTM_BLOCK_HEADER_BYTES + self.image_bytes, self.section[TTM_CB_RANGES].offset)
+        obtained = (
+            obtain(memory, eager_end)
+            and obtain(<char *> memory + TTM_BLOCK_HEADER_BYTES + self.image_bytes, eager_end - TTM_BLOCK_HEADER_BYTES)
         )
         if not obtained and not can_populate:
             # Only while the file is open: all of the block at once, used or not.
-            obtained = fallocate(fd, 0, <long> offset, <long> self.block_bytes) == 0
-            self._all_ready()
+            obtained = whole = fallocate(fd, 0, <long> offset, <long> self.block_bytes) == 0
         if not obtained:
             code = errno
             # What was obtained before it was full is given back.
             madvise(memory, self.block_bytes, MADV_REMOVE)
             munmap(memory, self.block_bytes)
-            self._attach(before)
-            self._all_ready()
             raise OSError(code, "no memory for a segment: /dev/shm is full")
-        if before != NULL and (not self.shared or ttm_process_token() == self.owner):
-            munmap(before, self.block_bytes)
-        self.shared = True
-        self.owner = ttm_process_token()
+        self._move(<char *> memory, True, whole)
 
     def unmap(self):
         """Let go of the segment and go on in private memory."""
@@ -352,7 +360,6 @@ cdef class DeviceBlock:
             now_ns: CLOCK_REALTIME.
         """
         cdef ttm_block_header header
-        cdef uint64_t *target = <uint64_t *> self.block
         cdef uint32_t kind
         memset(&header, 0, sizeof(header))
         header.type = TTM_BLOCK_DEVICE
@@ -386,7 +393,9 @@ cdef class DeviceBlock:
         for kind in range(TTM_SECTION_COUNT):
             header.sections[kind] = self.section[kind]
         header.check = ttm_check(<uint64_t *> &header, TTM_STATIC_WORDS - 1)
+        self._hold()
         # A reader that meets the block meanwhile sees an odd generation and looks away.
+        cdef uint64_t *target = <uint64_t *> self.block
         cdef uint64_t generation = ttm_load(&self.control.generation)
         ttm_store(&self.control.generation, generation | 1)
         ttm_fence_release()
@@ -398,6 +407,7 @@ cdef class DeviceBlock:
         ttm_store(&self.control.state, TTM_STATE_LIVE)
         self._publish_everything()
         ttm_store_release(&self.control.generation, (generation | 1) + 1)
+        self._let_go()
 
     def note(self, uint64_t notes):
         """Add to what readers are told of the figures as a whole (``enum ttm_note``)."""
@@ -413,12 +423,8 @@ cdef class DeviceBlock:
         ttm_store_release(&self.control.state, TTM_STATE_CLOSED)
 
     cdef void _publish_everything(self) noexcept nogil:
-        # After a move every record has to be written once, the tables only as far as they were ever in use. What was marked
-        # where the block lay before may have no memory here.
+        # After a move every record has to be written once, the tables only as far as they were ever in use.
         cdef uint32_t kind, index
-        self.dirty_count = 0
-        self.rows_first = False
-        memset(self.is_dirty, 0, self.record_count)
         for kind in range(TTM_SECTION_COUNT):
             for index in range(self.high[kind] if kind >= TTM_CB_CLASS and kind != TTM_PEAKS else self.section[kind].count):
                 self.mark(kind, index)
