@@ -312,6 +312,38 @@ def test_a_writer_notices_a_deleted_file_by_itself(directory: Path) -> None:
         assert ttmem.devices()[0].memory.dram.used_bytes == 1
 
 
+def test_a_device_published_after_the_file_was_deleted_has_a_file(directory: Path) -> None:
+    with ttmem.publish(0, grid=(2, 2)) as first:
+        old = first.path
+        assert old is not None
+        old.unlink()
+        with ttmem.publish(1, grid=(2, 2)) as second:
+            assert second.published
+            first.check_file()
+            assert first.path == second.path != old
+            assert [device.device_id for device in ttmem.devices()] == [0, 1]
+    assert list(directory.iterdir()) == []
+
+
+def test_a_device_closed_while_its_file_is_looked_for_stays_closed(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lost = segment.WriterFile.lost
+
+    def close_meanwhile(file: segment.WriterFile) -> bool:
+        monkeypatch.setattr(segment.WriterFile, "lost", lost)
+        publisher.close()
+        return lost(file)
+
+    with ttmem.publish(1, grid=(2, 2)) as other, ttmem.publish(0, grid=(2, 2)) as publisher:
+        assert other.path is not None
+        other.path.unlink()
+        monkeypatch.setattr(segment.WriterFile, "lost", close_meanwhile)
+        publisher.check_file()
+        assert not publisher.published
+        assert list(directory.iterdir()) == []
+
+
 def test_a_file_replaced_under_a_writer_is_not_unlinked_by_it(directory: Path) -> None:
     with ttmem.publish(0, grid=(2, 2)) as publisher:
         path = publisher.path

@@ -183,10 +183,10 @@ cdef class Publisher(Ledger):
         ttm_lock_acquire(&self.lock)
         self.closed = True
         ttm_lock_release(&self.lock)
-        if self.file is not None:
-            with segment._registry_lock:
-                self.file.withdraw(self.block)
-            self.file = None
+        with segment._registry_lock:
+            file, self.file = self.file, None
+            if file is not None:
+                file.withdraw(self.block)
         _published.pop(self.device_id, None)
 
     def __enter__(self):
@@ -208,16 +208,16 @@ cdef class Publisher(Ledger):
 
     def check_file(self):
         """Publish anew if the segment's file was deleted under this process; done about once a second by itself."""
-        if self.file is None or not self.file.lost():
+        file = self.file
+        if file is None or not file.lost():
             return
         with segment._registry_lock:
-            lost = self.file
-            segment.forget(lost)
-            fresh = segment.writer_file(lost.directory, lost.space)
-        log.warning("%s was deleted while in use: ttmem publishes device %d again", lost.path, self.device_id)
-        with segment._registry_lock:
+            if self.file is not file:
+                # Another thread closed the device meanwhile, or did this already.
+                return
+            log.warning("%s was deleted while in use: ttmem publishes device %d again", file.path, self.device_id)
             self.block.unmap()
-            self.attach_file(fresh)
+            self.attach_file(segment.writer_file(file.directory, file.space))
 
     # Circular buffers
 
@@ -700,6 +700,9 @@ cdef class Publisher(Ledger):
         """
         cdef uint32_t[1024] circular, buffers
         cdef uint32_t core, width = self.cb.width
+        # In a forked child another thread's hold of the lock would last for ever.
+        if self.forked():
+            return []
         ttm_lock_acquire(&self.lock)
         self.cb.fill_core_peaks(circular)
         self.l1.fill_core_peaks(buffers)

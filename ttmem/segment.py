@@ -321,9 +321,10 @@ def writer_file(directory: Path, space: str) -> WriterFile:
     """Return this process's file for a directory and namespace; made anew in a forked child and when it was deleted."""
     global _hooked
     key = (directory, space)
-    file = _registry.get(key)
-    if file is None or file.owner != process_token():
-        file = _registry[key] = WriterFile(directory, space)
+    with _registry_lock:
+        file = _registry.get(key)
+        if file is None or file.owner != process_token() or file.lost():
+            file = _registry[key] = WriterFile(directory, space)
     if not _hooked:
         _hooked = True
         atexit.register(_close_all)
@@ -339,13 +340,6 @@ def _hold() -> None:
 
 def _let_go() -> None:
     _registry_lock.release()
-
-
-def forget(file: WriterFile) -> None:
-    """Have the next device start a new file, because this one lost its name."""
-    for key, known in list(_registry.items()):
-        if known is file:
-            del _registry[key]
 
 
 def _close_all() -> None:
