@@ -341,7 +341,7 @@ cdef class Ledger:
             self.sync_class(plane, class_kind, ranges_kind, plane.changed[i])
         if plane.map_changed:
             memcpy(self.block.record(map_kind, 0), plane.class_of_core, 2 * plane.num_cores)
-            self.block.mark(map_kind, 0)
+            self.block.mark_map(map_kind)
             self.publish_tables()
         if plane.peaks_changed and map_kind == TTM_CB_MAP:
             plane.fill_core_peaks(<uint32_t *> self.block.record(TTM_RESIDENT, 1))

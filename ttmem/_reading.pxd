@@ -32,6 +32,8 @@ cdef class BlockReading:
     cdef void judge(self) noexcept nogil
     cdef int read_belongings(self, int fd, uint64_t image) except -1
     cdef uint32_t unmix(self, uint32_t row_kind, uint32_t kind) noexcept nogil
+    cdef uint64_t map_tag(self, int fd, uint64_t image, uint32_t map_kind) except? 0
+    cdef uint32_t unmix_classes(self, uint32_t map_kind, uint64_t tag_before, uint64_t tag_after) noexcept nogil
     cdef bint since(self, uint32_t later, uint32_t earlier, uint32_t index) noexcept nogil
     cdef bint buffer_in_use(self, uint32_t index) noexcept nogil
     cdef uint64_t *line(self, uint32_t kind, uint32_t index) noexcept nogil

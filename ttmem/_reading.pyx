@@ -361,6 +361,7 @@ cdef class BlockReading:
         cdef bint whole = False
         cdef int again
         cdef uint32_t mixed
+        cdef uint64_t cb_tag, l1_tag
         for again in range(ROUNDS):
             whole = self.read_cut(fd, offset, RETRIES if again else TRIES)
             if not self.live:
@@ -368,6 +369,9 @@ cdef class BlockReading:
             self.judge()
             if whole and not self.damaged:
                 break
+            cb_tag = self.map_tag(fd, images + self.header.image_bytes, TTM_CB_MAP)
+            l1_tag = self.map_tag(fd, images + self.header.image_bytes, TTM_L1_MAP)
+            ttm_fence_acquire()
             # Whatever is not right here may be right in the other image, which may be of another moment.
             self.read_one(fd, images + self.header.image_bytes, True)
             self.read_one(fd, images, True)
@@ -382,6 +386,8 @@ cdef class BlockReading:
             mixed = self.unmix(TTM_PROGRAMS, TTM_PROGRAM_NAMES)
             mixed += self.unmix(TTM_PROGRAMS, TTM_PROGRAM_CBS)
             mixed += self.unmix(TTM_BUFFERS, TTM_BUFFER_NAMES)
+            mixed += self.unmix_classes(TTM_CB_MAP, cb_tag, self.map_tag(fd, images, TTM_CB_MAP))
+            mixed += self.unmix_classes(TTM_L1_MAP, l1_tag, self.map_tag(fd, images, TTM_L1_MAP))
             # Of a writer that goes on, a row may be told of and not be there yet: that is no damage, and gone the next time.
             if self.damaged + mixed == 0:
                 break
@@ -546,6 +552,26 @@ cdef class BlockReading:
                 self.valid[kind][i] = 0
                 mixed += 1
         return mixed
+
+    cdef uint64_t map_tag(self, int fd, uint64_t image, uint32_t map_kind) except? 0:
+        """Return the tag that a map of classes has in an image now."""
+        cdef ttm_section *section = &self.section[map_kind]
+        cdef uint64_t tag
+        if not read_exactly(fd, &tag, sizeof(tag), image + section.offset + 8 * (section.words - 1)):
+            raise CorruptSegmentError("the segment was cut short while it was read")
+        return tag
+
+    cdef uint32_t unmix_classes(self, uint32_t map_kind, uint64_t tag_before, uint64_t tag_after) noexcept nogil:
+        """Forget a map whose classes may be those of another one; return how often.
+
+        Classes get other cores only together with the map, which a commit writes first. So they are of this map if the last
+        image had it before they were read, for then the first one has all that came with it, and the first one still has it.
+        """
+        cdef uint64_t tag = self.line(map_kind, 0)[self.section[map_kind].words - 1]
+        if not self.valid[map_kind][0] or (tag == tag_before and tag == tag_after):
+            return 0
+        self.valid[map_kind][0] = 0
+        return 1
 
     cdef bint since(self, uint32_t later, uint32_t earlier, uint32_t index) noexcept nogil:
         """Tell whether a record of the first kind is as new as the one of the second kind at the same place."""

@@ -23,7 +23,7 @@ cdef class DeviceBlock:
     cdef uint32_t dirty_count
     cdef uint8_t *is_dirty              # by record number
     cdef uint32_t record_count
-    cdef bint rows_first                # a row was marked before what belongs to it
+    cdef bint rows_first                # something was marked before what goes first
     cdef uint32_t version               # of the last commit
     cdef readonly uint64_t dropped      # records that found no memory
     cdef uint64_t notes                 # enum ttm_note; survives a move too
@@ -33,6 +33,7 @@ cdef class DeviceBlock:
     cdef void add_note(self, uint64_t notes) noexcept nogil
     cdef bint mark(self, uint32_t kind, uint32_t index) noexcept nogil
     cdef bint mark_of_row(self, uint32_t kind, uint32_t row_kind, uint32_t index) noexcept nogil
+    cdef void mark_map(self, uint32_t kind) noexcept nogil
     cdef void _put_rows_last(self) noexcept nogil
     cdef bint _populate(self, uint32_t kind, uint32_t index, uint32_t *ready) noexcept nogil
     cdef bint _touch(self, uint64_t offset, uint64_t count) noexcept nogil

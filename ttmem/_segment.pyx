@@ -157,6 +157,14 @@ cdef inline bint eager(uint32_t kind) noexcept nogil:
     return kind < TTM_CB_RANGES or kind == TTM_PEAKS
 
 
+cdef inline bint goes_first(uint32_t kind) noexcept nogil:
+    """Whether a commit writes records of a section before those that they belong to."""
+    return (
+        kind == TTM_CB_MAP or kind == TTM_L1_MAP
+        or kind == TTM_PROGRAM_NAMES or kind == TTM_PROGRAM_CBS or kind == TTM_BUFFER_NAMES
+    )
+
+
 cdef inline void copy_words(uint64_t *target, const uint64_t *source, uint32_t count) noexcept nogil:
     cdef uint32_t i
     for i in range(count):
@@ -464,11 +472,18 @@ cdef class DeviceBlock:
         self.rows_first |= self.is_dirty[self.first[row_kind] + index]
         return self.mark(kind, index)
 
+    cdef void mark_map(self, uint32_t kind) noexcept nogil:
+        """Mark a map of classes: the next commit writes it before the classes, even if they are marked already.
+
+        A reader that cannot get one cut then sees by the map whether the classes that it read before are of that map.
+        """
+        self.rows_first |= self.dirty_count > 0
+        self.mark(kind, 0)
+
     cdef void _put_rows_last(self) noexcept nogil:
-        cdef uint32_t i, kind, front = 0
+        cdef uint32_t i, front = 0
         for i in range(self.dirty_count):
-            kind = <uint32_t> (self.dirty[i] >> 32)
-            if kind == TTM_PROGRAM_NAMES or kind == TTM_PROGRAM_CBS or kind == TTM_BUFFER_NAMES:
+            if goes_first(<uint32_t> (self.dirty[i] >> 32)):
                 self.dirty[i], self.dirty[front] = self.dirty[front], self.dirty[i]
                 front += 1
         self.rows_first = False
@@ -546,9 +561,9 @@ cdef class DeviceBlock:
                 record = <uint64_t *> (self.shadow + offset)
                 target = <uint64_t *> (self.image[side] + offset)
                 last = self.section[kind].words - 1
+                if kind > TTM_L1_MAP:
+                    ttm_fence_release()
                 if last + 1 == TTM_LINE_WORDS:
-                    if kind == TTM_PROGRAMS or kind == TTM_BUFFERS:
-                        ttm_fence_release()
                     copy_line(target, record)
                     continue
                 used = self.words_in_use(kind, record)
