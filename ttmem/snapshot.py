@@ -320,11 +320,14 @@ class Snapshot:
         return _sum(values)
 
     def _peak(self, record: int, what: str) -> dict[str, Any]:
-        """Return when a total was highest, by what, and how many there were then; unknown where writers' peaks add up."""
+        """Return a total's peak: how high, and when, by what and of how many; all but the first unknown where peaks add up."""
+        highest = self._total(record, 3 if record == CB else 1)
         peak = self._live[0].reading.peak(record) if len(self._live) == 1 else None
-        if peak is None or not peak[1]:
-            return {"peak_at_ns": None, "peak_by": None, f"peak_{what}s": None}
-        return {"peak_at_ns": peak[1], "peak_by": peak[4] or f"{what} {peak[2]}", f"peak_{what}s": peak[3]}
+        # Without one cut the record may be of another peak than the total.
+        if peak is None or not peak[1] or peak[0] != highest:
+            return {"peak_bytes": highest, "peak_at_ns": None, "peak_by": None, f"peak_{what}s": None}
+        by = peak[4] or f"{what} {peak[2]}"
+        return {"peak_bytes": highest, "peak_at_ns": peak[1], "peak_by": by, f"peak_{what}s": peak[3]}
 
     def _span(self) -> int | None:
         """Return how many bytes of a bank lie between the first and the last that L1_SMALL ever held; None if unknown."""
@@ -358,7 +361,6 @@ class Snapshot:
                 "used_bytes": used,
                 "total_bytes": total,
                 "free_bytes": _less(total, used),
-                "peak_bytes": self._total(record, 1),
                 **self._peak(record, "buffer"),
             }
 
@@ -391,7 +393,6 @@ class Snapshot:
                     "physical_bytes": self._physical(),
                     "logical_bytes": self._total(CB, 1),
                     "resident_bytes": self._total(CB, 2),
-                    "peak_bytes": self._total(CB, 3),
                     **self._peak(CB, "program"),
                 },
                 # A capture tells nothing of kernels.
