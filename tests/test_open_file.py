@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import signal
@@ -136,6 +137,22 @@ def test_a_header_that_was_written_over_is_noticed(host: Host) -> None:
         with publisher.path.open("r+b") as file:
             file.seek(LAYOUT_WORD)
             file.write(b"\x01")
+        assert one(host).state == "live"
+        assert host.problems == {}
+
+
+def test_a_directory_that_cannot_be_listed_is_told(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: Path) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    # As root may list all: another user who may only enter it.
+    with ttmem.publish(0, grid=(2, 2)):
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "scandir", refuse)
+            for _ in range(2):
+                assert host.parts() == []
+                assert host.problems == {str(host.directory): f"{host.directory}: Permission denied"}
+        os.utime(host.directory)
         assert one(host).state == "live"
         assert host.problems == {}
 

@@ -134,15 +134,16 @@ class Host:
             return
         # Unless it has been quiet for a while, another change could carry the same time stamp.
         self._listed = stamp if time.time_ns() - status.st_mtime_ns > SETTLED_NS else None
+        unlisted = {}
         try:
             names = {entry.name for entry in os.scandir(self.directory) if entry.name.startswith(self._prefix)}
         except OSError as error:
             names = set()
-            self.problems[str(self.directory)] = f"{self.directory}: {error.strerror}"
+            unlisted = {str(self.directory): f"{self.directory}: {error.strerror}"}
         for name in list(self._files):
             if name not in names or not self._files[name].linked():
                 self._files.pop(name).close()
-        self.problems = {name: text for name, text in self.problems.items() if name in names}
+        self.problems = unlisted | {name: text for name, text in self.problems.items() if name in names}
         for name in sorted(names - self._files.keys()):
             self._open(name)
 
