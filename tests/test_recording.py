@@ -78,6 +78,21 @@ def test_what_was_recorded_is_read_again(tmp_path):
         assert found.damaged_bytes == 0
 
 
+def test_a_moment_that_could_not_be_written_costs_no_other_one(tmp_path):
+    first, second, third = moments(3)
+    # What is seen for the first time in the one that fails is in no frame of the file.
+    second.devices[0]["memory"]["dram"]["used_bytes"] = 12345
+    second.devices[0]["warnings"] = [object()]
+    third.devices[0]["memory"] = second.devices[0]["memory"]
+    with RecordingWriter(tmp_path / "r") as writer:
+        writer.write(first)
+        with pytest.raises(TypeError, match="JSON"):
+            writer.write(second)
+        writer.write(third)
+    with open_recording(tmp_path / "r") as found:
+        assert [plain(dump) for dump in found] == [plain(first), plain(third)]
+
+
 def test_any_moment_is_found_without_those_before_it(tmp_path):
     dumps = moments(40)
     record(tmp_path / "r", dumps)

@@ -130,6 +130,14 @@ class RecordingWriter:
             dump: the devices; ``cores`` of one may be the array of ``Snapshot.cores``.
             key: whether to write a key frame, which holds the live buffers too.
         """
+        try:
+            return self._write(dump, key)
+        except BaseException:
+            # The frames to come must name no piece that was only to be written.
+            self._forget()
+            raise
+
+    def _write(self, dump: Dump, key: bool) -> int:
         taken_ns = dump.taken_ns or 0
         key = key or self.key_due(taken_ns)
         if key:
@@ -244,7 +252,6 @@ class RecordingWriter:
             with contextlib.suppress(OSError):
                 os.ftruncate(self._file, self.size_bytes)
                 os.lseek(self._file, self.size_bytes, os.SEEK_SET)
-            self._forget()
             raise
         self.frames += 1
         self.size_bytes += len(frame)
