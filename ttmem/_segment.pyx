@@ -267,11 +267,6 @@ cdef class DeviceBlock:
         self.image_bytes = round_up(offset, TTM_PAGE)
         self.block_bytes = TTM_BLOCK_HEADER_BYTES + 2 * self.image_bytes
 
-    @property
-    def eager_bytes(self):
-        """The bytes at the start of an image that get memory at once; the tables behind them get theirs when used."""
-        return self.section[TTM_CB_RANGES].offset
-
     cdef void _hold(self) noexcept nogil:
         if self.guard != NULL:
             ttm_lock_acquire(self.guard)
