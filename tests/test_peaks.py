@@ -125,6 +125,16 @@ def test_what_a_source_does_not_know_is_unknown():
     assert peaks.to_dict()["cores"] is None
 
 
+def test_that_nothing_was_read_is_no_peak_of_a_writer_that_marks_none():
+    device = tt_metal(0)
+    device["memory"]["dram"]["used_bytes"], device["memory"]["l1"]["used_bytes"] = 0, 7
+    peaks = Peaks()
+    peaks.add(device, taken_ns=1)
+    assert [(peaks.peak(kind).bytes, peaks.peak(kind).exact) for kind in ("dram", "l1")] == [(None, False), (7, False)]
+    peaks.reset()
+    assert (peaks.peak("dram").bytes, peaks.peak("l1").bytes) == (0, 7)
+
+
 def test_of_several_writers_the_sum_of_their_marks_is_only_a_bound():
     device = n150(0)
     device["processes"] = [{"pid": pid, "state": "live"} for pid in (1, 2)]

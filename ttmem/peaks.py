@@ -183,6 +183,9 @@ class Peaks:
             return mark.marked
         if mark.read is None:
             return Peak(kind, None)
+        if mark.said is None and self.since_ns is None and not mark.read.bytes:
+            # Of a writer that marks no peaks a reading is the least that there was since publication: 0 tells nothing.
+            return Peak(kind, None)
         bound = None if mark.said is None else max(mark.said[0], mark.read.bytes or 0)
         exact = bound == mark.read.bytes
         read = mark.read
