@@ -688,7 +688,7 @@ def test_an_unreadable_region_is_a_device_without_figures(tmp_path):
     assert "too few" in device["warnings"][0]
 
 
-def test_where_tt_metal_and_ttmem_disagree_about_a_chip_a_reader_is_told(tmp_path, monkeypatch):
+def test_where_tt_metal_and_ttmem_disagree_about_a_chip_a_reader_is_told(tmp_path, monkeypatch, dead_pid):
     monkeypatch.setenv("TTMEM_SHM_DIR", str(tmp_path))
     place(tmp_path, build(totals=(100, 64, 0, 0, 0)))
     with ttmem.publish(0, asic_id=ASIC_ID) as pub:
@@ -699,3 +699,7 @@ def test_where_tt_metal_and_ttmem_disagree_about_a_chip_a_reader_is_told(tmp_pat
         (said,) = device.to_dict()["warnings"]
         assert said.startswith("TT-Metal's own region says L1 64 bytes, ttmem counts 48")
         assert device.warnings == [said]
+        # The same, of a process that is gone.
+        place(tmp_path, build(totals=(100, 64, 0, 0, 0), slots={1: slot(dead_pid, values=(100, 64, 0, 0, 0))}))
+        (device,) = read_host().devices
+        assert device.warnings == []

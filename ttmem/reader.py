@@ -16,7 +16,7 @@ from ttmem import region as tt_metal
 from ttmem import segment
 from ttmem._open_file import OpenFile
 from ttmem._reading import BlockReading
-from ttmem.errors import ClosedError, CorruptSegmentError, DeviceNotFoundError, TtmemError
+from ttmem.errors import ArgumentTypeError, ClosedError, CorruptSegmentError, DeviceNotFoundError, TtmemError
 from ttmem.pids import ProcessTable, user_name
 from ttmem.snapshot import Figures, Part, Snapshot, figures
 
@@ -260,7 +260,8 @@ def _with_regions(devices: list[Snapshot], regions: list[tt_metal.Region], taken
         ours = covered.get(region.asic_id)
         if ours is None:
             joined.append(Snapshot.of_dict(tt_metal.to_device(region), taken_ns=taken_ns))
-        else:
+        elif region.state == "live":
+            # What the dead left there contradicts nobody.
             ours.warn(_disagreements(ours, region))
     return sorted(joined, key=lambda device: (device.device_id is None, device.device_id or 0))
 
@@ -342,10 +343,10 @@ def attach(device_id: int | None = None, *, asic_id: int | None = None) -> Reade
 
     Raises:
         DeviceNotFoundError: nothing on this host publishes it.
-        TypeError: neither id was given.
+        ArgumentTypeError: neither id was given.
     """
     if device_id is None and asic_id is None:
-        raise TypeError("attach needs a device_id or an asic_id")
+        raise ArgumentTypeError("attach needs a device_id or an asic_id")
 
     def wanted(snapshot: Snapshot) -> bool:
         return (device_id is None or snapshot.device_id == device_id) and (
