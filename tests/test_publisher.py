@@ -424,6 +424,37 @@ def test_the_tracker_counts_by_hand_what_the_dump_prints(capsys):
     assert "1.0 MiB" in printed
 
 
+def test_the_tracker_publishes_no_grid_that_nobody_told(capsys):
+    with ttmem.L1Tracker(3) as tracker:
+        tracker.track_cb(1, 1024, num_cores=64)
+        with pytest.raises(ttmem.InvalidIntervalError, match="64"):
+            tracker.track_cb(1, 1024, num_cores=65)
+        device = ttmem.attach(3).snapshot().to_dict()
+    assert (device["grid"], len(device["cores"])) == (None, 64)
+    assert device["memory"]["cb"]["physical_bytes"] == 64 * 1024
+
+
+@pytest.mark.parametrize(
+    ("builtin", "call"),
+    [
+        (ValueError, lambda pub: pub.allocate("FOO", 5)),
+        (ValueError, lambda pub: pub.add_program([], program_id=pub.add_program([]))),
+        (ValueError, lambda pub: [pub.begin_trace(), pub.begin_trace()]),
+        (ValueError, lambda pub: ttmem.CircularBuffer(0, 1, "{[0-0 - 0-0]}", kind="drum")),
+        (ValueError, lambda pub: ttmem.publish(41, arch="foo")),
+        (ValueError, lambda pub: ttmem.publish(41, origin="foo")),
+        (TypeError, lambda pub: pub.add_program(["text"])),
+        (TypeError, lambda pub: pub.add_program([], program_id="one")),
+        (TypeError, lambda pub: ttmem.attach()),
+    ],
+)
+def test_every_error_on_purpose_is_ttmems_and_the_nearest_builtin(builtin, call):
+    with ttmem.publish(0) as pub:
+        with pytest.raises(builtin) as caught:
+            call(pub)
+        assert isinstance(caught.value, ttmem.TtmemError)
+
+
 MODEL_CORES = [(x, y) for y in range(2) for x in range(3)]
 operation = st.one_of(
     st.tuples(

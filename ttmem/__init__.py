@@ -10,11 +10,13 @@ if TYPE_CHECKING:
     from ttmem.cores import CoreCoord, CoreRange, CoreRangeSet
     from ttmem.errors import (
         AlreadyPublishedError,
+        ArgumentTypeError,
         CapacityError,
         CaptureError,
         ClosedError,
         CorruptSegmentError,
         DeviceNotFoundError,
+        InvalidArgumentError,
         InvalidIntervalError,
         LayoutMismatchError,
         TtmemError,
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AlreadyPublishedError",
+    "ArgumentTypeError",
     "BufferType",
     "CapacityError",
     "CaptureError",
@@ -39,6 +42,7 @@ __all__ = [
     "CoreRangeSet",
     "CorruptSegmentError",
     "DeviceNotFoundError",
+    "InvalidArgumentError",
     "InvalidIntervalError",
     "L1Tracker",
     "LayoutMismatchError",
@@ -57,6 +61,7 @@ __all__ = [
 
 _HOME = {
     "AlreadyPublishedError": "errors",
+    "ArgumentTypeError": "errors",
     "BufferType": "model",
     "CapacityError": "errors",
     "CaptureError": "errors",
@@ -67,6 +72,7 @@ _HOME = {
     "CoreRangeSet": "cores",
     "CorruptSegmentError": "errors",
     "DeviceNotFoundError": "errors",
+    "InvalidArgumentError": "errors",
     "InvalidIntervalError": "errors",
     "L1Tracker": "tracker",
     "LayoutMismatchError": "errors",

@@ -34,7 +34,7 @@ from ttmem._ledger cimport ID_IN_USE, NO_MEMORY, NOT_HERE, TRACE_OPEN, UNKNOWN_I
 
 from ttmem import segment
 from ttmem.cores import as_core_range_set
-from ttmem.errors import ClosedError, InvalidIntervalError, UnknownIdError
+from ttmem.errors import ArgumentTypeError, ClosedError, InvalidArgumentError, InvalidIntervalError, UnknownIdError
 from ttmem.model import CB_KINDS, DRAM_ALIGNMENT, MAX_ADDRESS, BufferType, CircularBuffer, check_bytes
 from ttmem.placement import place
 
@@ -289,7 +289,7 @@ cdef class Publisher(Ledger):
         buffers = tuple(circular_buffers)
         for buffer in buffers:
             if type(buffer) is not CircularBuffer:
-                raise TypeError(f"a program consists of CircularBuffer objects, got {buffer!r}")
+                raise ArgumentTypeError(f"a program consists of CircularBuffer objects, got {buffer!r}")
             if buffer.address is None and not buffer.globally_allocated:
                 unplaced = True
         if unplaced:
@@ -421,7 +421,7 @@ cdef class Publisher(Ledger):
 
         Raises:
             InvalidIntervalError: a circular buffer lies outside the grid or beyond L1, or cannot be placed.
-            ValueError: the id is in use.
+            InvalidArgumentError: the id is in use.
         """
         cdef PreparedFootprint handle
         cdef Row *row
@@ -432,7 +432,7 @@ cdef class Publisher(Ledger):
             return 0
         if given:
             if isinstance(program_id, bool) or not isinstance(program_id, int):
-                raise TypeError(f"program_id must be an integer, got {program_id!r}")
+                raise ArgumentTypeError(f"program_id must be an integer, got {program_id!r}")
             if not 0 <= program_id < 2**62:
                 raise InvalidIntervalError(f"program_id must be between 0 and 2^62 - 1, got {program_id}")
             number = program_id
@@ -446,7 +446,7 @@ cdef class Publisher(Ledger):
             self.next_id = number + 1
         ttm_lock_release(&self.lock)
         if status == ID_IN_USE:
-            raise ValueError(f"program {number} is in the cache of device {self.device_id} already: remove it first")
+            raise InvalidArgumentError(f"program {number} is in the cache of device {self.device_id} already: remove it first")
         if status != 0:
             raise MemoryError("no memory for a program's circular buffers")
         self.settle()
@@ -495,7 +495,7 @@ cdef class Publisher(Ledger):
             The trace's id.
 
         Raises:
-            ValueError: another trace is being captured.
+            InvalidArgumentError: another trace is being captured.
         """
         cdef uint64_t number
         cdef int status
@@ -504,7 +504,7 @@ cdef class Publisher(Ledger):
         number = self.take_id()
         status = self.trace_begun(number)
         if status == TRACE_OPEN:
-            raise ValueError(f"trace {self.open_trace} is being captured already: end it first")
+            raise InvalidArgumentError(f"trace {self.open_trace} is being captured already: end it first")
         return 0 if status == NOT_HERE else number
 
     cdef uint64_t take_id(self) noexcept nogil:

@@ -33,6 +33,14 @@ class InvalidIntervalError(TtmemError, ValueError):
     """An address, a size or a core is outside what a device has."""
 
 
+class InvalidArgumentError(TtmemError, ValueError):
+    """An argument is none of the values that there are, or does not go with what was done before."""
+
+
+class ArgumentTypeError(TtmemError, TypeError):
+    """An argument is of a type that is not taken, or one is missing."""
+
+
 class UnknownIdError(TtmemError, KeyError):
     """An id was never given out here, or what it named is gone."""
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, fields
 from enum import IntEnum
 
 from ttmem.cores import CoreCoord, CoreRangeSet, CoreRangesLike, as_core, as_core_range_set
-from ttmem.errors import InvalidIntervalError
+from ttmem.errors import InvalidArgumentError, InvalidIntervalError
 
 MAX_ADDRESS = 2**31 - 1
 """The largest L1 address or size in bytes that is accepted; L1 itself is about 1.5 MB."""
@@ -33,7 +33,7 @@ class BufferType(IntEnum):
         """Return the type for a BufferType, TT-Metal's number, or a name such as ``"L1"``.
 
         Raises:
-            ValueError: there is no such type.
+            InvalidArgumentError: there is no such type.
         """
         if isinstance(value, str):
             name = value.rpartition(".")[2].upper()
@@ -44,7 +44,7 @@ class BufferType(IntEnum):
                 return cls(value)
             except ValueError:
                 pass
-        raise ValueError(f"unknown buffer type {value!r}: expected one of {', '.join(cls.__members__)}")
+        raise InvalidArgumentError(f"unknown buffer type {value!r}: expected one of {', '.join(cls.__members__)}")
 
 
 CB_KINDS = ("circular_buffer", "dataflow_buffer", "scratchpad")
@@ -103,7 +103,7 @@ class CircularBuffer:
         if address is not None:
             address = check_bytes(address, "the address of a circular buffer", maximum=MAX_ADDRESS)
         if kind not in CB_KINDS:
-            raise ValueError(f"kind must be one of {', '.join(CB_KINDS)}, got {kind!r}")
+            raise InvalidArgumentError(f"kind must be one of {', '.join(CB_KINDS)}, got {kind!r}")
         object.__setattr__(self, "address", address)
         object.__setattr__(self, "size", check_bytes(size, "the size of a circular buffer", maximum=MAX_ADDRESS))
         object.__setattr__(self, "core_ranges", as_core_range_set(core_ranges))
@@ -122,13 +122,13 @@ def parse_arch(value: object) -> str | None:
     """Return the architecture's plain name (``wormhole_b0``) for any spelling, ``Arch.WORMHOLE_B0`` among them.
 
     Raises:
-        ValueError: it is no architecture that ttmem knows.
+        InvalidArgumentError: it is no architecture that ttmem knows.
     """
     if value is None:
         return None
     name = str(value).rpartition(".")[2].lower()
     if name not in WORKER_L1_SIZE:
-        raise ValueError(f"unknown arch {value!r}: expected one of {', '.join(WORKER_L1_SIZE)}")
+        raise InvalidArgumentError(f"unknown arch {value!r}: expected one of {', '.join(WORKER_L1_SIZE)}")
     return name
 
 
@@ -173,7 +173,7 @@ class Geometry:
 
         Raises:
             InvalidIntervalError: a size is negative or contradicts another, or the grid has no or too many cores.
-            ValueError: the architecture is unknown.
+            InvalidArgumentError: the architecture is unknown.
         """
         name = parse_arch(arch)
         if asic_id is not None:

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from ttmem.cores import CoreRangeSet, rectangles_of
-from ttmem.errors import TtmemError
+from ttmem.errors import InvalidArgumentError, TtmemError
 from ttmem.frames import UNKNOWN
 from ttmem.model import CB_KINDS, BufferType, CircularBuffer, Geometry
 from ttmem.recording import Recording
@@ -465,7 +465,7 @@ class Playback:
 
     Raises:
         RecordingError: the file is none.
-        ValueError: ``device_id`` or ``speed`` is out of range.
+        InvalidArgumentError: ``device_id`` or ``speed`` is out of range.
     """
 
     path: str | os.PathLike[str]
@@ -483,9 +483,9 @@ class Playback:
 
     def __post_init__(self) -> None:
         if not 0 <= self.device_id <= MAX_DEVICE_ID:
-            raise ValueError(f"device_id must be between 0 and {MAX_DEVICE_ID}, got {self.device_id}")
+            raise InvalidArgumentError(f"device_id must be between 0 and {MAX_DEVICE_ID}, got {self.device_id}")
         if self.speed is not None and not 0 < self.speed < float("inf"):
-            raise ValueError(f"speed must be a positive number, got {self.speed}")
+            raise InvalidArgumentError(f"speed must be a positive number, got {self.speed}")
         self._recording = Recording(self.path)
 
     def run(self) -> PlaybackSummary:

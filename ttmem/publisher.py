@@ -9,7 +9,7 @@ from typing import Any, cast
 
 from ttmem import _ledger, _publisher, segment
 from ttmem._publisher import Publisher
-from ttmem.errors import AlreadyPublishedError, InvalidIntervalError
+from ttmem.errors import AlreadyPublishedError, InvalidArgumentError, InvalidIntervalError
 from ttmem.model import Geometry
 from ttmem.snapshot import Snapshot
 
@@ -91,14 +91,14 @@ def publish(
     Raises:
         AlreadyPublishedError: this process publishes the device already.
         InvalidIntervalError: an id, size or grid is out of range.
-        ValueError: the architecture is unknown.
+        InvalidArgumentError: the architecture is unknown.
     """
     if isinstance(device_id, bool) or not hasattr(device_id, "__index__"):
         raise InvalidIntervalError(f"device_id must be an integer, got {device_id!r}")
     if not 0 <= device_id.__index__() < 2**31:
         raise InvalidIntervalError(f"device_id must be between 0 and 2^31 - 1, got {device_id}")
     if origin not in ("live", "replay", "recording"):
-        raise ValueError(f"origin must be live, replay or recording, got {origin!r}")
+        raise InvalidArgumentError(f"origin must be live, replay or recording, got {origin!r}")
     geometry = Geometry.of(
         arch=arch,
         asic_id=asic_id,

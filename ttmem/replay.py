@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any, Protocol
 
 from ttmem.capture import CaptureReader
-from ttmem.errors import CaptureError, TtmemError
+from ttmem.errors import ArgumentTypeError, CaptureError, InvalidArgumentError, TtmemError
 from ttmem.interpreter import CaptureInterpreter
 from ttmem.mesh import CaptureCounts, CaptureSink
 from ttmem.model import DRAM_ALIGNMENT, BufferType, CircularBuffer, Geometry
@@ -110,7 +110,7 @@ class Replay(CaptureSink):
 
     Raises:
         CaptureError: the file is none that can be read.
-        ValueError: ``device_id`` or ``speed`` is out of range.
+        InvalidArgumentError: ``device_id`` or ``speed`` is out of range.
     """
 
     path: str | os.PathLike[str]
@@ -134,9 +134,9 @@ class Replay(CaptureSink):
 
     def __post_init__(self) -> None:
         if not 0 <= self.device_id <= MAX_DEVICE_ID:
-            raise ValueError(f"device_id must be between 0 and {MAX_DEVICE_ID}, got {self.device_id}")
+            raise InvalidArgumentError(f"device_id must be between 0 and {MAX_DEVICE_ID}, got {self.device_id}")
         if self.speed is not None and not 0 < self.speed < float("inf"):
-            raise ValueError(f"speed must be a positive number, got {self.speed}")
+            raise InvalidArgumentError(f"speed must be a positive number, got {self.speed}")
         self._reader = CaptureReader(self.path)
         self._told = {}
 
@@ -363,11 +363,11 @@ def replay(
 
     Raises:
         CaptureError: the file is none that can be read.
-        ValueError: an option is out of range.
+        InvalidArgumentError: an option is out of range.
     """
     unknown = set(geometry) - {item.name for item in fields(Geometry)}
     if unknown:
-        raise TypeError(f"unknown options: {', '.join(sorted(unknown))}")
+        raise ArgumentTypeError(f"unknown options: {', '.join(sorted(unknown))}")
     run = Replay(
         path,
         publish,

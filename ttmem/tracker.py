@@ -14,6 +14,7 @@ from ttmem.snapshot import Figures, figures
 KERNEL_BYTES = 50 * 1024
 """What a kernel takes on a core unless told, bytes."""
 ASSUMED_GRID = (8, 8)
+"""Where cores are counted if the grid is not told; that is published of nobody."""
 
 
 class L1Tracker:
@@ -23,12 +24,11 @@ class L1Tracker:
 
     Args:
         device_id: the logical id to publish under.
-        geometry: fields of :func:`ttmem.publish`; the grid is taken as 8 x 8 where none is given, so that cores
-            have places.
+        geometry: fields of :func:`ttmem.publish`. Where no grid is given, cores are counted row by row of 8 x 8, and
+            the published grid is unknown.
     """
 
     def __init__(self, device_id: int = 0, **geometry: Any) -> None:
-        geometry.setdefault("grid", ASSUMED_GRID)
         self._publisher = publish(device_id, **geometry)
         known = self._publisher.geometry
         self._next_address = known.l1_cb_base or 0

@@ -24,7 +24,7 @@ except ImportError:
     # They are not built for this machine: graph captures are what remains.
     _ttnn_hook = None  # type: ignore[assignment]
 from ttmem._publisher import Publisher
-from ttmem.errors import TtmemError
+from ttmem.errors import InvalidArgumentError, TtmemError
 from ttmem.model import WORKER_L1_SIZE, BufferType, parse_arch
 from ttmem.pids import ProcessTable
 from ttmem.publisher import disabled, publish
@@ -375,10 +375,10 @@ def track(device: Any, *, method: str = "auto") -> "Tracker | CaptureTracker":
 
     Raises:
         AlreadyPublishedError: this process publishes one of the chips already.
-        ValueError: there is no such method.
+        InvalidArgumentError: there is no such method.
     """
     if method not in ("auto", "hook", "capture"):
-        raise ValueError(f"method must be auto, hook or capture, got {method!r}")
+        raise InvalidArgumentError(f"method must be auto, hook or capture, got {method!r}")
     tracker = Tracker(device)
     if method != "capture":
         tracker.start(quiet=method == "auto")
