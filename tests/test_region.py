@@ -688,6 +688,21 @@ def test_an_unreadable_region_is_a_device_without_figures(tmp_path):
     assert "too few" in device["warnings"][0]
 
 
+def test_a_reader_of_a_region_turns_to_a_ttmem_publisher_that_comes_and_back_when_it_leaves(tmp_path, monkeypatch):
+    monkeypatch.setenv("TTMEM_SHM_DIR", str(tmp_path))
+    place(tmp_path, build(totals=(100, 64, 0, 0, 0)))
+    with ttmem.attach(0) as reader:
+        seen = [reader.snapshot()]
+        with ttmem.publish(0, origin="replay"):
+            seen.append(reader.snapshot())
+        with ttmem.publish(0) as pub:
+            pub.allocate("DRAM", 7)
+            seen.append(reader.snapshot())
+        seen.append(reader.snapshot())
+    told = [(snapshot.source, snapshot.memory.dram.used_bytes) for snapshot in seen]
+    assert told == [("tt-metal", 100), ("tt-metal", 100), ("ttmem", 7), ("tt-metal", 100)]
+
+
 def test_where_tt_metal_and_ttmem_disagree_about_a_chip_a_reader_is_told(tmp_path, monkeypatch, dead_pid):
     monkeypatch.setenv("TTMEM_SHM_DIR", str(tmp_path))
     place(tmp_path, build(totals=(100, 64, 0, 0, 0)))

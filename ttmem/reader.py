@@ -7,7 +7,7 @@ import errno
 import os
 import stat
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -281,17 +281,33 @@ def _disagreements(ours: Snapshot, region: tt_metal.Region) -> Iterable[str]:
             yield f"TT-Metal's own region says {name} {theirs} bytes, ttmem counts {mine} (the region may lag 100 ms)"
 
 
+def _published(host: Host, wanted: Callable[[Snapshot], bool]) -> tuple[_Identity, Snapshot] | None:
+    """Return the device that ttmem publishes: of several with one logical id a living one, the eldest of those."""
+    found = [(key, Snapshot(parts)) for key, parts in host.devices()]
+    return min((one for one in found if wanted(one[1])), key=lambda one: one[1].state != "live", default=None)
+
+
 class Reader:
     """Reads one device again and again; made by :func:`attach`."""
 
-    def __init__(self, host: Host, identity: _Identity | None, path: Path | None, first: Snapshot) -> None:
+    def __init__(
+        self,
+        host: Host,
+        identity: _Identity | None,
+        path: Path | None,
+        first: Snapshot,
+        wanted: Callable[[Snapshot], bool],
+    ) -> None:
         self._host: Host | None = host
         self._identity = identity
         self._path = path
         self._last = first
+        self._wanted = wanted
 
     def snapshot(self) -> Snapshot:
         """Return the device as it is now, writers that came after :func:`attach` among them.
+
+        Where only TT-Metal published it, and a process does so with ttmem now, that is what is told while it lives.
 
         When all writers have left, the device is ``stale`` and uses nothing.
 
@@ -300,14 +316,21 @@ class Reader:
         """
         if self._host is None:
             raise ClosedError("the reader was closed")
+        if self._identity is None:
+            # Who publishes with ttmem by now knows more than TT-Metal's region; a replay hides none.
+            ours = _published(self._host, self._wanted)
+            if ours is not None and ours[1].state == "live" and ours[1].origin != "replay":
+                self._identity = ours[0]
         if self._identity is not None:
             parts = self._host.parts(self._identity)
-            current = Snapshot(parts, last=None if parts else self._last)
-        else:
-            current = self._region_snapshot()
-        if self._identity is None or current._parts:
-            self._last = current
-        return current
+            if parts or self._path is None:
+                current = Snapshot(parts, last=None if parts else self._last)
+                if parts:
+                    self._last = current
+                return current
+            self._identity = None
+        self._last = self._region_snapshot()
+        return self._last
 
     def _region_snapshot(self) -> Snapshot:
         assert self._path is not None
@@ -355,16 +378,14 @@ def attach(device_id: int | None = None, *, asic_id: int | None = None) -> Reade
 
     host = Host()
     try:
-        candidates = [(key, Snapshot(parts)) for key, parts in host.devices()]
-        # Of several chips with one logical id, a living one; among those the one that was published first.
-        candidates = sorted((c for c in candidates if wanted(c[1])), key=lambda c: c[1].state != "live")
-        if candidates and candidates[0][1].state == "live":
-            return Reader(host, candidates[0][0], None, candidates[0][1])
+        ours = _published(host, wanted)
+        if ours is not None and ours[1].state == "live":
+            return Reader(host, ours[0], None, ours[1], wanted)
         regions = [(r.path, Snapshot.of_dict(tt_metal.to_device(r))) for r in _regions(host.directory)]
         for path, snapshot in sorted((r for r in regions if wanted(r[1])), key=lambda r: r[1].state != "live"):
-            return Reader(host, None, path, snapshot)
-        if candidates:
-            return Reader(host, candidates[0][0], None, candidates[0][1])
+            return Reader(host, None, path, snapshot, wanted)
+        if ours is not None:
+            return Reader(host, ours[0], None, ours[1], wanted)
     except BaseException:
         host.close()
         raise
