@@ -6,7 +6,7 @@ import gzip
 import json
 import os
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -199,6 +199,13 @@ def read_live(*, source: str = "auto", host: Any = None, buffers: bool = True, c
             device.update(buffers_of(snapshot))
         devices.append(device)
     return Dump(devices, reading.taken_ns, socket.gethostname(), list(reading.problems))
+
+
+def dump_of_snapshots(snapshots: Sequence[Any], *, taken_ns: int) -> dict[str, Any]:
+    """Return the JSON object of ``ttmem-dump --json``."""
+    from ttmem.snapshot import whole
+
+    return whole([{**snapshot.to_dict(), **buffers_of(snapshot)} for snapshot in snapshots], taken_ns=taken_ns)
 
 
 def buffers_of(snapshot: Any) -> dict[str, Any]:

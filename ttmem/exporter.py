@@ -18,9 +18,10 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from ttmem._version import __version__
+from ttmem.dumps import dump_of_snapshots
 from ttmem.peer_names import PEERS
 from ttmem.reader import Host, HostReading, read_host
-from ttmem.snapshot import ACCOUNTING, UNKNOWN_HEADROOM, dump
+from ttmem.snapshot import ACCOUNTING, UNKNOWN_HEADROOM
 
 Device = Mapping[str, Any]
 
@@ -173,7 +174,7 @@ class HostSource:
     def dump(self) -> dict[str, Any]:
         """Return the JSON object of ``ttmem-dump --json``."""
         reading = self.read()
-        return dump(reading.devices, taken_ns=reading.taken_ns)
+        return dump_of_snapshots(reading.devices, taken_ns=reading.taken_ns)
 
     def trouble(self) -> str | None:
         """Return why nothing can be read here, or None."""

@@ -227,7 +227,7 @@ def _of_database(database: _Database, path: Path) -> Dump:
             if not traced:
                 unknown = {BufferType.DRAM, BufferType.L1, BufferType.L1_SMALL, BufferType.TRACE}
             snapshot = publisher.snapshot()
-            device = {**buffers_of(snapshot), **snapshot.to_dict()}
+            device = {**snapshot.to_dict(), **buffers_of(snapshot)}
             memory = device["memory"]
             for kind in unknown - {BufferType.SYSTEM_MEMORY}:
                 memory[kind.name.lower()].update(used_bytes=None, free_bytes=None)

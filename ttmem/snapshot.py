@@ -553,11 +553,6 @@ def _process(part: Part) -> dict[str, Any]:
     }
 
 
-def dump(devices: list[Snapshot], *, taken_ns: int) -> dict[str, Any]:
-    """Return the whole JSON object of ``ttmem-dump --json``."""
-    return whole([device.to_dict() for device in devices], taken_ns=taken_ns)
-
-
 def whole(devices: list[dict[str, Any]], *, taken_ns: int) -> dict[str, Any]:
     """Return the JSON object around device objects."""
     import socket

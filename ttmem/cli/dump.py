@@ -250,7 +250,7 @@ class _Dump:
             from ttmem.dumps import buffers_of  # so that --help costs nothing
             from ttmem.snapshot import whole
 
-            full = [{**buffers_of(snapshot), **device} for snapshot, device in zip(snapshots, devices, strict=True)]
+            full = [{**device, **buffers_of(snapshot)} for snapshot, device in zip(snapshots, devices, strict=True)]
             told = whole(full, taken_ns=now_ns)
             if self.host is not None:
                 told["host"] = self.host

@@ -218,12 +218,12 @@ def _wanted(args: argparse.Namespace) -> dict[str, Any]:
 def _once(args: argparse.Namespace, source: Any) -> int:
     from prometheus_client import generate_latest
 
+    from ttmem.dumps import dump_of_snapshots
     from ttmem.exporter import DeviceCollector, registry_of
-    from ttmem.snapshot import dump
 
     reading = source.read()
     if args.json:
-        text = json.dumps(dump(reading.devices, taken_ns=reading.taken_ns), indent=2) + "\n"
+        text = json.dumps(dump_of_snapshots(reading.devices, taken_ns=reading.taken_ns), indent=2) + "\n"
         for problem in reading.problems:
             _tell(problem)
     else:
