@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import threading
 import time
 from collections import Counter
@@ -674,3 +675,29 @@ def test_devices_are_published_again_after_the_last_one_was_closed():
         assert [device.device_id for device in ttmem.devices()] == [0, 1, 2]
         for publisher in publishers:
             publisher.close()
+
+
+def test_of_threads_that_publish_one_device_at_once_one_does():
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        for _ in range(30):
+            start, outcomes = threading.Barrier(4), []
+
+            def publish(start=start, outcomes=outcomes):
+                start.wait()
+                try:
+                    outcomes.append(ttmem.publish(5))
+                except ttmem.AlreadyPublishedError:
+                    outcomes.append(None)
+
+            threads = [threading.Thread(target=publish) for _ in range(4)]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+            (publisher,) = [found for found in outcomes if found is not None]
+            publisher.close()
+            assert len(outcomes) == 4
+    finally:
+        sys.setswitchinterval(interval)

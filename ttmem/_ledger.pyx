@@ -505,6 +505,9 @@ cdef class Ledger:
             heap_take(&self.seated, smallest)
             smallest.slot = -1
             self.wait(smallest)
+            # Whether or not there is memory for what comes: what goes is no longer told of.
+            memset(self.block.record(TTM_PROGRAMS, slot), 0, 56)
+            self.block.mark(TTM_PROGRAMS, slot)
         if self.owner[slot] != NULL:
             self.owner[slot].slot = -1
         self.owner[slot] = NULL

@@ -183,7 +183,7 @@ cdef class Publisher(Ledger):
         ttm_lock_acquire(&self.lock)
         self.closed = True
         ttm_lock_release(&self.lock)
-        with segment._registry_lock:
+        with segment.registry_lock():
             file, self.file = self.file, None
             if file is not None:
                 file.withdraw(self.block)
@@ -211,7 +211,7 @@ cdef class Publisher(Ledger):
         file = self.file
         if file is None or not file.lost():
             return
-        with segment._registry_lock:
+        with segment.registry_lock():
             if self.file is not file:
                 # Another thread closed the device meanwhile, or did this already.
                 return
@@ -790,7 +790,7 @@ _closing = []
 def publish_device(int device_id, geometry, str origin, file):
     """Make the publisher of a device, in a file or, where that cannot be, in private memory."""
     publisher = Publisher(device_id, geometry, origin)
-    with segment._registry_lock:
+    with segment.registry_lock():
         publisher.attach_file(file)
     _published[device_id] = publisher
     return publisher

@@ -112,13 +112,16 @@ def publish(
     device_id = device_id.__index__()
     if disabled():
         return cast(Publisher, DisabledPublisher(device_id, geometry))
-    if _ledger.canary() == 0:
-        # The first publisher of this process, or of a child that was forked from a publishing one.
-        segment.after_fork_in_child()
-        _publisher._published.clear()
-        _ledger.new_canary()
-    if device_id in _publisher._published:
-        raise AlreadyPublishedError(f"this process publishes device {device_id} already: close that publisher first")
-    directory, space = segment.shm_directory(), segment.namespace()
-    segment.collect(directory, space)
-    return _publisher.publish_device(device_id, geometry, origin, segment.writer_file(directory, space))
+    with segment.registry_lock():
+        if _ledger.canary() == 0:
+            # The first publisher of this process, or of a child that was forked from a publishing one.
+            segment.after_fork_in_child()
+            _publisher._published.clear()
+            _ledger.new_canary()
+        if device_id in _publisher._published:
+            raise AlreadyPublishedError(
+                f"this process publishes device {device_id} already: close that publisher first"
+            )
+        directory, space = segment.shm_directory(), segment.namespace()
+        segment.collect(directory, space)
+        return _publisher.publish_device(device_id, geometry, origin, segment.writer_file(directory, space))

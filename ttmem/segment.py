@@ -162,7 +162,7 @@ def is_locked(fd: int) -> bool:
 class WriterFile:
     """The segment file of this process in one directory and namespace.
 
-    Thread safety: all methods are called under :data:`_registry_lock`.
+    Thread safety: all methods are called under :func:`registry_lock`.
     """
 
     def __init__(self, directory: Path, space: str) -> None:
@@ -313,33 +313,41 @@ class WriterFile:
 
 
 _registry: dict[tuple[Path, str], WriterFile] = {}
-_registry_lock = threading.RLock()
+_locks: dict[int, threading.RLock] = {}
 _hooked = False
+
+
+def registry_lock() -> threading.RLock:
+    """Return the lock of all that this process publishes.
+
+    A forked child has one of its own: who held its parent's may not be there to release it.
+    """
+    return _locks.setdefault(os.getpid(), threading.RLock())
 
 
 def writer_file(directory: Path, space: str) -> WriterFile:
     """Return this process's file for a directory and namespace; made anew in a forked child and when it was deleted."""
     global _hooked
     key = (directory, space)
-    with _registry_lock:
+    with registry_lock():
+        if not _hooked:
+            _hooked = True
+            atexit.register(_close_all)
+            # A child that is forked while another thread makes a file would inherit its descriptor, and with it the
+            # lock that says that this process lives.
+            os.register_at_fork(before=_hold, after_in_parent=_let_go)
         file = _registry.get(key)
         if file is None or file.owner != process_token() or file.lost():
             file = _registry[key] = WriterFile(directory, space)
-    if not _hooked:
-        _hooked = True
-        atexit.register(_close_all)
-        # A child that is forked while another thread makes a file would inherit its descriptor, and with it the lock
-        # that says that this process lives.
-        os.register_at_fork(before=_hold, after_in_parent=_let_go, after_in_child=_let_go)
     return file
 
 
 def _hold() -> None:
-    _registry_lock.acquire()
+    registry_lock().acquire()
 
 
 def _let_go() -> None:
-    _registry_lock.release()
+    registry_lock().release()
 
 
 def _close_all() -> None:
@@ -352,8 +360,6 @@ def _close_all() -> None:
 
 def after_fork_in_child() -> None:
     """Give a forked child a registry of its own; its parent's mappings are not in it."""
-    global _registry_lock
-    _registry_lock = threading.RLock()
     _registry.clear()
 
 
