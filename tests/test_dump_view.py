@@ -206,6 +206,33 @@ def test_many_devices_fit_one_screen_of_a_terminal() -> None:
     assert dump("n150", 80, height=23).count("\n") <= 23
 
 
+def nameless(asic_id: int) -> dict[str, Any]:
+    """A region of a layout that ttmem does not read: its number is unknown."""
+    return tt_metal(None, state="foreign-version", asic_id=f"{asic_id:#x}")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("width", [40, 80, 160])
+@pytest.mark.parametrize("height", [None, 23])
+def test_devices_whose_number_is_unknown_are_told_apart_by_their_chip(width: int, height: int | None) -> None:
+    found = [n150(), nameless(0x26190302B), nameless(6)]
+    screen = Screen(width=width, height=height)
+    for text in (
+        render_devices(found, screen),
+        render_devices(found, screen, compact=True),
+        render_explanation(found, screen),
+        render_processes(found, screen),
+        render_programs(found, screen),
+        render_list(found),
+        *(render_heat_map(device, screen) + render_map(device, (0, 0), None, screen) for device in found[1:]),
+    ):
+        assert "None" not in text
+        assert re.search(r"Devices? ([\d, ]+)?N/A", text)
+        assert "0x26190302b" in text or "0x6" in text
+    assert "Devices 0, N/A (0x26190302b), N/A (0x6):" in render_explanation(
+        [{**tt_metal(), "device_id": 0}, *found[1:]], Screen(width=160)
+    )
+
+
 def test_two_devices_on_a_terminal_keep_their_labelled_lines() -> None:
     pair = [n150(), n150(1)]
     text = render_devices(pair, Screen(width=100, height=23))

@@ -381,6 +381,28 @@ def test_pause_holds_the_screen_and_going_on_shows_the_newest() -> None:
     run(steps)
 
 
+def test_devices_whose_number_is_unknown_are_told_apart_by_their_chip() -> None:
+    found = [made.n150()] + [
+        made.tt_metal(None, asic_id=asic_id, state="foreign-version", processes=[{"pid": pid, "state": "live"}])
+        for pid, asic_id in ((5, "0x5"), (6, "0x6"))
+    ]
+
+    async def steps(screens: Screens) -> None:
+        assert "Device N/A (0x5) " in screens.body
+        for page in "12345":
+            await screens.press(page)
+            assert "None" not in screens.body
+        assert "Devices N/A (0x5), N/A (0x6): warning" in screens.body
+        # A row of the table opens its own device.
+        await screens.press("4", "slash", *"6", "enter", "enter")
+        assert screens.body.startswith("Device N/A: foreign-version")
+        assert "asic 0x6" in screens.body
+        await screens.press("4", "d")
+        assert "Processes of device N/A (0x6)" in screens.body
+
+    run(steps, first=found)
+
+
 # A device
 
 

@@ -17,7 +17,7 @@ from ttmem.top.canvas import Canvas
 from ttmem.top.model import Key, Model, Shown, View
 from ttmem.top.source import Player, Sampler
 from ttmem.views.cores import cores_of, grid_of
-from ttmem.views.text import Line, Piece, Screen, cell_width, clean
+from ttmem.views.text import Line, Piece, Screen, cell_width, clean, device_name
 
 PAINT_SECONDS = 0.25
 """The shortest time between two paintings that nobody asked for."""
@@ -200,9 +200,9 @@ class TopApp(App[int]):
             return lines
         devices = [shown] if self.only_selected else self.view.devices
         rows = table.rows_of(devices, self.page)
-        title = self.page.capitalize() + (
-            f" of device {clean(shown.device.get('device_id'))}" if self.only_selected else ""
-        )
+        title = self.page.capitalize()
+        if self.only_selected:
+            title += f" of {device_name(shown.device, chip=True).replace('Device', 'device')}"
         lines, self._table = table.table_lines(title, rows, _TABLES[self.page], self.tables[self.page], screen)
         return lines
 
@@ -444,9 +444,8 @@ class TopApp(App[int]):
         rows = self._rows()
         cursor = self.tables[self.page].cursor
         if self.view is not None and cursor < len(rows):
-            wanted = rows[cursor]["device_id"]
             for number, one in enumerate(self.view.devices):
-                if one.device.get("device_id") == wanted:
+                if one.key == rows[cursor]["device"]:
                     self._select(number)
                     self.go("device")
                     return

@@ -13,7 +13,7 @@ from ttmem.views.address import address_map, holding_lines
 from ttmem.views.cores import CoreLayout, cores_of, grid_of, layout_of
 from ttmem.views.dump import grid_text
 from ttmem.views.heat import RAMP, heat_style, scale_of, shades, short_size, step_of
-from ttmem.views.text import Line, Piece, Screen, cell_width, clean, pad
+from ttmem.views.text import Line, Piece, Screen, cell_width, clean, device_name, pad
 
 METRICS = {
     "cb_physical": ("cb_physical_bytes", "physical CB"),
@@ -294,7 +294,7 @@ def device_lines(shown: Shown, options: CoreOptions, screen: Screen) -> tuple[li
     tabs, places = metric_line(options)
     head: list[Line] = [
         [
-            (f"Device {clean(device.get('device_id'))}: ", "head"),
+            (f"{device_name(device)}: ", "head"),
             *[(text.strip(), style) for text, style in state_pieces(shown, len(state))],
             (f", {', '.join(about)}", ""),
         ],

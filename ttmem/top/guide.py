@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from ttmem.top.model import View
-from ttmem.views.dump import device_ranges
 from ttmem.views.notes import notes
-from ttmem.views.text import Line, Screen, clean, pad, wrap
+from ttmem.views.text import Device, Line, Screen, device_ranges, pad, wrap
 
 KEYS = (
     (
@@ -90,14 +89,12 @@ def note_lines(view: View, screen: Screen) -> list[Line]:
     lines: list[Line] = []
     for problem in view.problems:
         lines += [[(text, "warn")] for text in wrap(f"not readable: {problem}", screen, rest="  ")]
-    found: dict[tuple[str, str], list[int | None]] = {}
+    found: dict[tuple[str, str], list[Device]] = {}
     for one in view.devices:
         # Devices of a mesh mostly share their notes: each text stands once.
         for note in notes(one.full):
-            found.setdefault((note.kind, note.text), []).append(one.device.get("device_id"))
-    for (kind, text), ids in sorted(found.items(), key=lambda item: item[0][0] != "warning"):
-        known = [number for number in ids if number is not None]
-        who = device_ranges(known) if len(known) == len(ids) else "Device " + ", ".join(map(str, ids))
-        lines.append([(f"{clean(who)}: ", "head"), (kind, "warn" if kind == "warning" else "dim")])
+            found.setdefault((note.kind, note.text), []).append(one.device)
+    for (kind, text), noted in sorted(found.items(), key=lambda item: item[0][0] != "warning"):
+        lines.append([(f"{device_ranges(noted)}: ", "head"), (kind, "warn" if kind == "warning" else "dim")])
         lines += [[(part, "")] for part in wrap(text, screen, first="  ", rest="  ")]
     return lines or [[("nothing to note", "dim")]]

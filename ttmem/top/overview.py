@@ -11,7 +11,7 @@ from ttmem.units import NOT_AVAILABLE, format_bytes
 from ttmem.views.dump import format_age, grid_text, l1_parts, used_l1
 from ttmem.views.notes import get, peak_text
 from ttmem.views.tables import program_lines
-from ttmem.views.text import Line, Piece, Screen, cell_width, clean, level, pad, percent, stacked
+from ttmem.views.text import Line, Piece, Screen, cell_width, clean, device_name, level, pad, percent, stacked
 
 CHART_STYLES = {"cb": "cb", "l1": "buffers", "dram": "38;5;141"}
 TITLES = {"cb": "CB physical", "l1": "L1 buffers", "dram": "DRAM"}
@@ -78,7 +78,7 @@ def meter(shown: Shown, width: int, screen: Screen) -> list[Piece]:
 
 def list_lines(view: View, options: OverviewOptions, screen: Screen) -> list[Line]:
     """Return a title and a line for each device."""
-    names = [f"Device {clean(one.device.get('device_id'))}" for one in view.devices]
+    names = [device_name(one.device, chip=screen.width >= 80) for one in view.devices]
     name_width = max(map(len, names), default=8)
     replays = any(one.device.get("origin") == "replay" for one in view.devices)
     wide = screen.width >= 108
@@ -171,7 +171,7 @@ def chart_lines(shown: Shown, view: View, height: int, options: OverviewOptions,
     about += ["replay"] if device.get("origin") == "replay" else []
     lines: list[Line] = [
         [
-            (f"Device {clean(device.get('device_id'))}: ", "head"),
+            (f"{device_name(device, chip=screen.width < 100)}: ", "head"),
             *[(text.strip(), style) for text, style in state_pieces(shown, len(state))],
             (f", {', '.join(about)}, {age}", ""),
         ]

@@ -98,16 +98,20 @@ class TableOptions:
 
 
 def rows_of(devices: Sequence[Shown], kind: str) -> list[dict[str, Any]] | None:
-    """Return the rows of all devices, each with its ``device_id``; None where no source tells any.
+    """Return the rows of all devices, each with its ``device_id`` and ``device``, its key; None where no source tells any.
 
     Args:
         devices: whose rows.
         kind: ``programs`` or ``processes``.
     """
-    lists = [(one.device.get("device_id"), one.device.get(kind)) for one in devices]
+    lists = [(one, one.device.get(kind)) for one in devices]
     if lists and all(rows is None for _, rows in lists):
         return None
-    return [{**row, "device_id": device_id} for device_id, rows in lists for row in rows or ()]
+    return [
+        {**row, "device_id": one.device.get("device_id"), "device": one.key}
+        for one, rows in lists
+        for row in rows or ()
+    ]
 
 
 def arranged(rows: Sequence[dict[str, Any]], columns: Sequence[Column], options: TableOptions) -> list[dict[str, Any]]:

@@ -11,7 +11,20 @@ from ttmem.units import NOT_AVAILABLE, format_bytes, format_exact
 from ttmem.views.cores import cores_of, grid_of, layout_of
 from ttmem.views.dump import grid_text
 from ttmem.views.holders import Holding
-from ttmem.views.text import Device, Line, Piece, Screen, cell_width, clean, clip, pad, render, titled, wrap
+from ttmem.views.text import (
+    Device,
+    Line,
+    Piece,
+    Screen,
+    cell_width,
+    clean,
+    clip,
+    device_name,
+    pad,
+    render,
+    titled,
+    wrap,
+)
 
 _RANGES = {"cb_ranges": "CBs", "l1_ranges": "L1 buffers"}
 _PROGRAMS_MOST = 12
@@ -178,7 +191,7 @@ def address_map(
     while -(-end // bytes_per_cell) > columns * rows:
         bytes_per_cell *= 2
     title = f" core {x},{y}: L1 of {format_exact(end)} B" if known else f" core {x},{y}: L1 size {NOT_AVAILABLE}"
-    head: list[Piece] = [(f"Device {device['device_id']}:", "head")]
+    head: list[Piece] = [(f"{device_name(device, chip=True)}:", "head")]
     drawing: list[Line] = []
     cells = _cells(parts, end, bytes_per_cell)
     for first in range(0, len(cells), columns):
@@ -218,7 +231,7 @@ def map_lines(
     """Return :func:`address_map` as lines, whole."""
     made = address_map(device, core_xy, details, screen, rows=rows)
     if isinstance(made, str):
-        return [[(f"Device {device['device_id']}:", "head"), (made, "warn" if "outside" in made else "")]]
+        return [[(f"{device_name(device, chip=True)}:", "head"), (made, "warn" if "outside" in made else "")]]
     return [
         *made.title,
         *made.drawing,

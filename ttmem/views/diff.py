@@ -27,9 +27,9 @@ def render_diff(diffs: Sequence[DeviceDiff], screen: Screen) -> str:
 
 
 def _device(found: DeviceDiff, screen: Screen) -> list[str]:
-    chip = f" ({found.asic_id})" if found.asic_id else ""
-    only = {"both": "", "a": ", only in A", "b": ", only in B"}[found.presence]
-    lines = [f"Device {found.device_id}:{chip}{only}"]
+    only = {"both": "", "a": "only in A", "b": "only in B"}[found.presence]
+    about = ",".join(f" {text}" for text in (found.asic_id and f"({found.asic_id})", only) if text)
+    lines = [f"Device {NOT_AVAILABLE if found.device_id is None else found.device_id}:{about}"]
     for kind, change in found.memory.items():
         leak = "  held, not freed" if kind in found.leaks else ""
         lines.append(

@@ -18,6 +18,8 @@ from ttmem.views.text import (
     bar,
     cell_width,
     clean,
+    device_name,
+    device_ranges,
     level,
     pad,
     percent,
@@ -100,7 +102,7 @@ def header_parts(device: Device, now_ns: int | None = None) -> list[str]:
 
 
 def _header(device: Device, screen: Screen, now_ns: int | None) -> list[Line]:
-    name = f"Device {device['device_id']}:"
+    name = f"{device_name(device)}:"
     parts = header_parts(device, now_ns)
     texts = [f"{name} {parts[0]}"]
     for part in parts[1:]:
@@ -323,19 +325,6 @@ _TOTAL = 9
 _METER = 24
 
 
-def device_ranges(ids: Sequence[int]) -> str:
-    """Return device ids as text, runs as ranges: ``Devices 0-3, 7``."""
-    ordered = sorted(ids)
-    runs: list[list[int]] = []
-    for number in ordered:
-        if runs and number == runs[-1][1] + 1:
-            runs[-1][1] = number
-        else:
-            runs.append([number, number])
-    text = ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in runs)
-    return f"{'Device' if len(ordered) == 1 else 'Devices'} {text}"
-
-
 def _summary(devices: Sequence[Device]) -> str:
     parts = [f"{len(devices)} device{'s' * (len(devices) != 1)}"]
     for texts in zip(*(header_parts(device)[:5] for device in devices), strict=True):
@@ -348,9 +337,15 @@ def _summary(devices: Sequence[Device]) -> str:
     return ", ".join(parts)
 
 
+def _names(devices: Sequence[Device], most: int) -> list[str]:
+    """Return ``Device N:`` of all, with the chips of those without a number if ``most`` columns hold them."""
+    names = [f"{device_name(device, chip=True)}:" for device in devices]
+    return names if max(map(len, names), default=0) <= most else [f"{device_name(device)}:" for device in devices]
+
+
 def compact_lines(devices: Sequence[Device], screen: Screen) -> list[Line]:
     """Return a table with a line for each device, the columns that fit, and notes that many devices may share."""
-    names = [f"Device {device['device_id']}:" for device in devices]
+    names = _names(devices, screen.width - _TOTAL - 1 - 11)
     states = [clean(device.get("state") or NOT_AVAILABLE) for device in devices]
     same = len(set(states)) == 1
     name_width = max(map(len, names), default=0)
@@ -411,13 +406,13 @@ def compact_lines(devices: Sequence[Device], screen: Screen) -> list[Line]:
 
 def _shared_notes(devices: Sequence[Device], screen: Screen, above: int) -> list[Line]:
     """Return the notes of all devices, one for all that share it, as many as fit below ``above`` lines."""
-    shared: dict[tuple[str, str], list[int]] = {}
+    shared: dict[tuple[str, str], list[Device]] = {}
     for device in devices:
         for note in notes(device):
-            shared.setdefault((note.kind, note.short), []).append(device["device_id"])
+            shared.setdefault((note.kind, note.short), []).append(device)
     lines: list[Line] = []
-    for (kind, short), ids in sorted(shared.items(), key=lambda item: item[0][0] != "warning"):
-        whose = "All" if len(ids) == len(devices) else device_ranges(ids)
+    for (kind, short), noted in sorted(shared.items(), key=lambda item: item[0][0] != "warning"):
+        whose = "All" if len(noted) == len(devices) else device_ranges(noted)
         for i, text in enumerate(wrap(f"{whose}: {short}", screen, first="  ", rest="    ")):
             lines.append([(text, "" if i or kind != "warning" else "warn")])
     room = None if screen.height is None else max(1, screen.height - above)

@@ -5,19 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ttmem.units import format_bytes
-from ttmem.views.dump import device_ranges
 from ttmem.views.notes import get, peaks, peaks_add_up
-from ttmem.views.text import Device, Line, Screen, clean, render, wrap
+from ttmem.views.text import Device, Line, Screen, clean, device_ranges, render, wrap
 
 
 def render_explanation(devices: Sequence[Device], screen: Screen) -> str:
     """Return :func:`explain_figures` of all devices as text; devices of which the same is true share it."""
-    shared: dict[tuple[str, ...], list[int]] = {}
+    shared: dict[tuple[str, ...], list[Device]] = {}
     for device in devices:
-        shared.setdefault(tuple(explain_figures(device)), []).append(device["device_id"])
+        shared.setdefault(tuple(explain_figures(device)), []).append(device)
     lines: list[Line] = []
-    for sentences, ids in shared.items():
-        lines.append([(f"{device_ranges(ids)}:", "head")])
+    for sentences, alike in shared.items():
+        lines.append([(f"{device_ranges(alike)}:", "head")])
         for sentence in sentences:
             lines += [[(text, "")] for text in wrap(clean(sentence), screen, first="  - ", rest="    ")]
     return render(lines, screen)

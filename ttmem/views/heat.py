@@ -8,7 +8,7 @@ from typing import Any
 from ttmem.units import NOT_AVAILABLE, format_bytes
 from ttmem.views.cores import METRICS, cores_of, grid_of, layout_of
 from ttmem.views.dump import grid_text
-from ttmem.views.text import Device, Line, Piece, Screen, pad, render, titled, wrap
+from ttmem.views.text import Device, Line, Piece, Screen, device_name, pad, render, titled, wrap
 
 RAMP = (236, 18, 24, 31, 37, 72, 107, 143, 179, 208, 196)
 """xterm colours from nothing to full; of headroom from enough to none."""
@@ -69,7 +69,7 @@ def heat_map_lines(device: Device, screen: Screen, *, metric: str = "cb_physical
     if metric not in METRICS:
         raise ValueError(f"unknown figure {metric!r}: expected one of {', '.join(METRICS)}")
     column, title = METRICS[metric]
-    head: list[Piece] = [(f"Device {device['device_id']}:", "head")]
+    head: list[Piece] = [(f"{device_name(device, chip=True)}:", "head")]
     box = grid_of(device)
     cores = cores_of(device)
     if box is None or device.get("cores") is None:

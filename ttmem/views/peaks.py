@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ttmem.units import format_bytes
-from ttmem.views.text import Screen, clean, wrap
+from ttmem.views.text import Screen, clean, device_name, wrap
 
 _LABELS = {"dram": "DRAM", "l1": "L1", "cb": "CB", "l1_small": "L1 Small", "trace": "Trace"}
 
@@ -42,7 +42,7 @@ def render_peaks(devices: Sequence[Mapping[str, Any]], screen: Screen) -> str:
     lines = []
     for device in devices:
         since = device["since_ns"]
-        lines.append(f"Device {device['device_id']}: since {_when(since) if since else 'it was published'}")
+        lines.append(f"{device_name(device, chip=True)}: since {_when(since) if since else 'it was published'}")
         for kind, label in _LABELS.items():
             peak = device["memory"][kind]
             if peak["peak_bytes"] is None:

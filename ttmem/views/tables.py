@@ -8,7 +8,7 @@ from typing import Any
 from ttmem.units import NOT_AVAILABLE, format_bytes
 from ttmem.views.dump import grid_text
 from ttmem.views.notes import get
-from ttmem.views.text import Device, Line, Piece, Screen, cell_width, clean, clip, pad, render
+from ttmem.views.text import Device, Line, Piece, Screen, cell_width, clean, clip, device_name, pad, render
 
 Row = Mapping[str, Any]
 
@@ -60,7 +60,7 @@ def _table(
 
 
 def _title(device: Device, what: str) -> Line:
-    return [(f"Device {device['device_id']}:", "head"), (f" {what}", "")]
+    return [(f"{device_name(device, chip=True)}:", "head"), (f" {what}", "")]
 
 
 def process_lines(device: Device, screen: Screen) -> list[Line]:
@@ -159,5 +159,5 @@ def render_list(devices: Sequence[Device]) -> str:
         inside.append(_text(device.get("source")))
         if device.get("origin") == "replay":
             inside.append("replay")
-        lines.append(f"Device {device['device_id']}: {_text(device.get('arch'))} ({', '.join(inside)})\n")
+        lines.append(f"{device_name(device)}: {_text(device.get('arch'))} ({', '.join(inside)})\n")
     return "".join(lines)

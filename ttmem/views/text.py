@@ -11,6 +11,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ttmem.units import NOT_AVAILABLE
+
 Piece = tuple[str, str]
 """Text and the name of its style."""
 Line = list[Piece]
@@ -73,6 +75,30 @@ class Screen:
 def clean(text: object) -> str:
     """Return ``text`` on one line and without control characters: a process name must not steer the terminal."""
     return "".join(c if c.isprintable() else "?" for c in str(text))
+
+
+def device_name(device: Device, *, chip: bool = False) -> str:
+    """Return ``Device N``; where the number is unknown ``Device N/A``, with the chip's id in brackets if asked for."""
+    number = device.get("device_id")
+    if number is not None:
+        return f"Device {clean(number)}"
+    asic_id = device.get("asic_id") if chip else None
+    return f"Device {NOT_AVAILABLE}" + (f" ({clean(asic_id)})" if asic_id else "")
+
+
+def device_ranges(devices: Sequence[Device]) -> str:
+    """Return devices as text, runs of their numbers as ranges: ``Devices 0-3, 7, N/A (0x5)``."""
+    if len(devices) == 1:
+        return device_name(devices[0], chip=True)
+    runs: list[list[int]] = []
+    for number in sorted(device["device_id"] for device in devices if device.get("device_id") is not None):
+        if runs and number == runs[-1][1] + 1:
+            runs[-1][1] = number
+        else:
+            runs.append([number, number])
+    texts = [str(a) if a == b else f"{a}-{b}" for a, b in runs]
+    unknown = [device_name(device, chip=True) for device in devices if device.get("device_id") is None]
+    return "Devices " + ", ".join(texts + [name.removeprefix("Device ") for name in unknown])
 
 
 def cell_width(text: str) -> int:
