@@ -304,6 +304,16 @@ def test_the_heat_map_has_every_core_of_the_grid() -> None:
     assert sum(row.count("464") for row in rows) == 48
 
 
+def test_a_heat_map_without_a_scale_says_so() -> None:
+    device = n150(grid=None, l1_accounting={})
+    device["cores"] = [{**core, "cb_physical_bytes": 0, "headroom_bytes": None} for core in device["cores"]]
+    for metric in ("cb_physical", "headroom"):
+        for color in (True, False):
+            text = re.sub(r"\x1b\[[\d;]*m", "", render_heat_map(device, Screen(color=color), metric=metric))
+            assert "full is N/A: the room of a core is unknown" in text
+            assert re.search(r"^  0 .* N/A$", text, re.MULTILINE)
+
+
 def test_a_map_names_every_range_and_covers_all_of_l1() -> None:
     text = render_map(n150(), (3, 4), MAP, Screen(width=120))
     rows = re.findall(r"^  0x(\w+)  +0x(\w+) ", text, re.MULTILINE)

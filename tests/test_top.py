@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import subprocess
 import sys
 import time
+from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -28,7 +30,7 @@ from ttmem.top.overview import CHARTS_LEAST
 from ttmem.top.source import LiveSource, ReplaySource, Sampler
 from ttmem.units import format_bytes
 from ttmem.views.cores import CoreLayout
-from ttmem.views.heat import short_size
+from ttmem.views.heat import shades, short_size
 from ttmem.views.text import Screen, cell_width
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -476,6 +478,71 @@ def test_the_selected_core_is_marked_without_colour_and_loses_no_digit(size: tup
         assert f"[{number}]" in line.replace("[ ", "[") or f">{number}" in line
 
     run(steps, size=size, first=[made.p150()])
+
+
+ADDRESSES = (("total", 1572864), ("reserved", 111488), ("l1_small", 32768))
+
+
+@pytest.mark.parametrize("unicode", [True, False])
+@pytest.mark.parametrize("color", [True, False])
+def test_a_number_of_the_heat_map_is_whole_or_not_there_at_any_width(color: bool, unicode: bool) -> None:
+    device = made.p150(grid={"x": 13, "y": 10})
+    like = device["cores"][0]
+    values: list[int | None] = [None, -154816, 0, 100, 53248, 401408, 1027072, 1321984, 1428480]
+    metrics = {column: [*values[1 + (column != "headroom_bytes") :], None] for column, _ in corepage.METRICS.values()}
+    device["cores"] = [
+        {**like, "x": x, "y": y, **{c: kept[(x + y) % len(kept)] for c, kept in metrics.items() if c}}
+        for y in range(10)
+        for x in range(13)
+    ]
+    device["cores"].pop()
+    device["l1_accounting"] = {f"{name}_bytes": 130 * size for name, size in ADDRESSES}
+    shown = Shown(("id", 0), reading([device]).devices[0], None)
+    gaps = [[[200000, 200000 + size]] for size in (0, 10000, 500000, 1260000)]
+    shown.core_ranges = lambda x, y: {"cb_ranges": gaps[(x + y) % 4], "l1_ranges": [[900000, 1000000]]}
+    for metric, selected in product(corepage.METRICS, ((0, 0), (4, 3))):
+        options = corepage.CoreOptions(metric=metric, selected=selected)
+        texts = {xy: corepage._cell_text(metric, value) for xy, value in corepage.values_of(shown, metric).items()}
+        for width in range(30, 201):
+            screen = Screen(width, 60, color, unicode)
+            lines, where = corepage.heat_lines(shown, options, screen)
+            assert where is not None
+            assert all(sum(cell_width(text) for text, _ in line) <= width for line in lines), width
+            rows = ["".join(text for text, _ in line) for line in lines]
+            whole = 0
+            for (x, y), number in texts.items():
+                begin = 3 + x * where.cell
+                got = rows[where.top + y][begin : begin + where.cell]
+                # A gap or a mark stands before a number: it cannot run into the one before it.
+                told = re.fullmatch(r"[^\w<-]+(-?\d+%?|<1|N/A)[ \]]*", got)
+                assert told[1] == number if told else not re.search(r"\w|<", got), (metric, width, x, y, got)
+                whole += told is not None
+            assert whole == len(texts) or where.cell <= max(map(len, texts.values()))
+            assert (whole == len(texts)) != ("without room" in " ".join(rows[11:]))
+            assert re.findall(r"\d+", rows[0]) == [str(x) for x in range(13) if where.cell > len(str(x))]
+            assert color or any(mark in "".join(rows[1:11]) for mark in shades(screen)[1:])
+
+
+def test_the_shown_metric_is_named_at_any_width() -> None:
+    for width in range(30, 201):
+        for metric, (_, title) in corepage.METRICS.items():
+            line, tabs = corepage.metric_line(corepage.CoreOptions(metric=metric), Screen(width))
+            text = "".join(part for part, _ in line)
+            assert f"[{title}]" in text[:width]
+            assert [text[begin:end].strip(" []") for begin, end, _ in tabs] == [
+                corepage.METRICS[name][1] for _, _, name in tabs
+            ]
+
+
+@pytest.mark.parametrize("capacity_scale", [True, False])
+def test_where_the_scale_is_unknown_nothing_is_full(capacity_scale: bool) -> None:
+    device = made.n150(grid=None, l1_accounting=made.tt_metal()["l1_accounting"])
+    device["cores"] = [{**core, "cb_physical_bytes": 0, "headroom_bytes": None} for core in device["cores"]]
+    shown = Shown(("id", 0), reading([device]).devices[0], None)
+    for metric in ("cb_physical", "headroom"):
+        options = corepage.CoreOptions(metric=metric, capacity_scale=capacity_scale)
+        lines, _ = corepage.heat_lines(shown, options, Screen(120))
+        assert lines[-1][0][0].endswith("full is N/A")
 
 
 def test_without_colour_shades_stand_for_it() -> None:

@@ -13,7 +13,7 @@ from ttmem.views.address import address_map, holding_lines
 from ttmem.views.cores import CoreLayout, cores_of, grid_of, layout_of
 from ttmem.views.dump import grid_text
 from ttmem.views.heat import RAMP, heat_style, scale_of, shades, short_size, step_of
-from ttmem.views.text import Line, Piece, Screen, cell_width, clean, device_name, pad
+from ttmem.views.text import Line, Piece, Screen, cell_width, clean, device_name, pad, wrap
 
 METRICS = {
     "cb_physical": ("cb_physical_bytes", "physical CB"),
@@ -69,8 +69,8 @@ class HeatGeometry:
 
     def core_at(self, column: int, row: int) -> tuple[int, int] | None:
         """Return the core under a cell of the screen."""
-        x, y = self.box[0] + (column - _LABEL) // self.cell, self.box[1] + row - self.top
-        inside = column >= _LABEL and x <= self.box[2] and self.box[1] <= y <= self.box[3]
+        x, y = self.box[0] + (column - _LABEL + 1) // self.cell, self.box[1] + row - self.top
+        inside = column >= _LABEL - 1 and x <= self.box[2] and self.box[1] <= y <= self.box[3]
         return (x, y) if inside else None
 
     def metric_at(self, column: int, row: int) -> str | None:
@@ -127,29 +127,53 @@ def _cell_text(metric: str, value: int | None) -> str:
     return short_size(value, 1024)
 
 
-def _cell_style(metric: str, value: int | None, scale: int) -> str:
+def _cell_style(metric: str, value: int | None, scale: int | None) -> str:
     if value is None:
         return "dim"
     if metric == "headroom":
         # What is short of headroom burns: the scale runs the other way.
-        return "alarm" if value < 0 else heat_style(RAMP[step_of(scale - value, scale, len(RAMP))])
+        left = None if scale is None else scale - value
+        return "alarm" if value < 0 else heat_style(RAMP[step_of(left, scale, len(RAMP))])
     return heat_style(RAMP[step_of(value, scale, len(RAMP))])
 
 
-def _shade(metric: str, value: int | None, scale: int, screen: Screen) -> str:
+def _shade(metric: str, value: int | None, scale: int | None, screen: Screen) -> str:
     """Return a character that stands for a colour."""
     marks = shades(screen)
     if value is None:
         return " "
     if metric == "headroom":
-        return "!" if value < 0 else marks[step_of(scale - value, scale, len(marks))]
+        left = None if scale is None else scale - value
+        return "!" if value < 0 else marks[step_of(left, scale, len(marks))]
     return marks[step_of(value, scale, len(marks))]
 
 
-def _marked(text: str, width: int) -> str:
-    if len(text) + 2 <= width:
-        return "[" + pad(text, width - 2, ">") + "]"
-    return pad(">" + text if len(text) < width else text[:width], width)
+def _cell(metric: str, value: int | None, scale: int | None, width: int, after: str, screen: Screen) -> Piece:
+    """Return a core's cell: its number and what comes after all numbers; where it has no room, what stands for its size.
+
+    In colour the cell's first column is left out: it is the gap before the number, where a mark stands without colour.
+    """
+    text, shade = _cell_text(metric, value), _shade(metric, value, scale, screen)
+    style = _cell_style(metric, value, scale) if screen.color else ""
+    if not _fits(text, width):
+        fill = "?" if value is None else "!" if value < 0 else " " if screen.color else shade
+        return (fill * (width - 1) if width > 1 else fill), style
+    text += after
+    return (pad(text, width - 1, ">") if screen.color else pad(shade + text, width, ">")), style
+
+
+def _fits(text: str, width: int) -> bool:
+    """Tell whether a cell holds a number with a gap before it: a number is never cut, nor joined to the next."""
+    return len(text) < width
+
+
+def _marked(text: str, shade: str, width: int) -> str:
+    """Return the selected core's cell with brackets where they fit, else an arrow, so that it is seen without colour."""
+    if not _fits(text, width):
+        return ">" + shade * (width - 1)
+    if len(text) + 2 < width:
+        return " [" + pad(text, width - 3, ">") + "]"
+    return pad(">" + text, width, ">")
 
 
 def heat_lines(shown: Shown, options: CoreOptions, screen: Screen) -> tuple[list[Line], HeatGeometry | None]:
@@ -162,54 +186,73 @@ def heat_lines(shown: Shown, options: CoreOptions, screen: Screen) -> tuple[list
     if box is None or not values:
         return [[(f"no core has figures ({clean(device.get('state'))})", "")]], None
     known = [value for value in values.values() if value is not None]
-    if options.metric == "fragmentation":
-        scale = 1000
-    else:
+    scale: int | None = 1000
+    if options.metric != "fragmentation":
         scale, _ = scale_of(device, known)
         if not options.capacity_scale and options.metric != "headroom":
-            scale = max([1, *known])
+            scale = max(known, default=0) or None
     x0, y0, x1, y1 = box
-    room = max(3, (screen.width - _LABEL) // (x1 - x0 + 1))
+    room = max(1, (screen.width - _LABEL + 1) // (x1 - x0 + 1))
     longest = max(len(_cell_text(options.metric, value)) for value in values.values())
     cell = min(room, max(6, longest + 3))
-    numbers = "".join(pad(f"{x} ", cell - 1, ">") + " " for x in range(x0, x1 + 1))
-    lines: list[Line] = [[(" " * _LABEL + numbers, "dim")]]
+    # A cell begins with its gap, the first one with that of the label.
+    lead = " " if cell > 1 else ""
+    after = " " if longest < cell - 1 else ""
+    numbers = "".join(_heading(x, cell, after) for x in range(x0, x1 + 1))
+    unit = "%" if options.metric == "fragmentation" else "KiB"
+    lines: list[Line] = [[(pad(unit, _LABEL - 1) + numbers, "dim")]]
     for y in range(y0, y1 + 1):
-        row: list[Piece] = [(pad(f"{y} ", _LABEL, ">"), "dim")]
+        row: list[Piece] = [(pad(str(y), _LABEL - 1, ">"), "dim")]
         for x in range(x0, x1 + 1):
             here = (x, y) == options.selected
             if (x, y) not in values:
-                row.append((pad(".", cell - 1, ">"), "7" if here else "dim"))
-            else:
-                value = values[x, y]
-                text = _cell_text(options.metric, value)
-                style = _cell_style(options.metric, value, scale) if screen.color else ""
-                if here:
-                    # Brackets where they fit, so that the mark is seen without colour too.
-                    row.append((_marked(text, cell - 1), "1;7"))
-                else:
-                    if not screen.color and len(text) + 2 < cell:
-                        text = _shade(options.metric, value, scale, screen) + text
-                    row.append((pad(text + " ", cell - 1, ">") if len(text) < cell - 1 else text[: cell - 1], style))
-            row.append((" ", ""))
+                row += [(lead, ""), (pad(".", max(1, cell - 1), ">"), "7" if here else "dim")]
+                continue
+            value = values[x, y]
+            if here:
+                text, shade = _cell_text(options.metric, value), _shade(options.metric, value, scale, screen)
+                row.append((_marked(text, shade, cell), "1;7"))
+                continue
+            text, style = _cell(options.metric, value, scale, cell, after, screen)
+            row += [(lead if len(text) < cell else "", ""), (text, style)]
         lines.append(row)
     low, high = (format_value(options.metric, f(known) if known else None) for f in (min, max))
-    lines.append([(f"smallest {low}, largest {high}; full is {format_value(options.metric, scale)}", "dim")])
+    about = f"smallest {low}, largest {high}; full is {format_value(options.metric, scale)}"
+    if not all(_fits(_cell_text(options.metric, value), cell) for value in values.values()):
+        about += "; a number without room is not shown"
+    lines += [[(text, "dim")] for text in wrap(about, screen)]
     return lines, HeatGeometry(1, cell, box)
 
 
-def metric_line(options: CoreOptions) -> tuple[Line, tuple[tuple[int, int, str], ...]]:
-    """Return the names of the metrics, the shown one marked, and where they stand."""
+def _heading(x: int, cell: int, after: str) -> str:
+    """Return the number of a column above its cells; spaces where it has no room."""
+    text = str(x)
+    if not _fits(text, cell):
+        return " " * cell
+    return pad(text + after, cell, ">")
+
+
+def metric_line(options: CoreOptions, screen: Screen) -> tuple[Line, tuple[tuple[int, int, str], ...]]:
+    """Return the names of the metrics, the shown one marked, and where they stand.
+
+    Where they do not fit, the first ones go, so that the shown one stays.
+    """
+    names = list(METRICS)
+    while (
+        names[0] != options.metric
+        and sum(len(METRICS[name][1]) + 2 for name in names[: names.index(options.metric) + 1]) > screen.width
+    ):
+        del names[0]
     line: list[Piece] = []
     tabs = []
     at = 0
-    for name, (_, title) in METRICS.items():
+    for name in names:
+        _, title = METRICS[name]
         here = name == options.metric
         text = f"[{title}]" if here else f" {title} "
         line.append((text, "1;7" if here else "dim"))
         tabs.append((at, at + len(text), name))
         at += len(text)
-    line.append((" in %" if options.metric == "fragmentation" else " in KiB", "dim"))
     return line, tuple(tabs)
 
 
@@ -255,7 +298,9 @@ def address_lines(shown: Shown, options: CoreOptions, screen: Screen, height: in
     # The core and its headroom stand above already.
     drawing = [list(line) for line in made.drawing]
     index = next((i for i, line in enumerate(drawing) if line[-1][0].startswith("end of")), -1)
-    drawing[index].append((f"; a cell is {format_bytes(made.cell)}", "dim"))
+    cell = f"; a cell is {format_bytes(made.cell)}"
+    if sum(cell_width(text) for text, _ in drawing[index]) + len(cell) <= screen.width:
+        drawing[index].append((cell, "dim"))
     space = height - len(drawing)
     rows = [line for _, line in made.rows]
     if space > len(rows):
@@ -291,7 +336,7 @@ def device_lines(shown: Shown, options: CoreOptions, screen: Screen) -> tuple[li
     about = [clean(device.get("arch") or f"arch {NOT_AVAILABLE}"), f"grid {grid_text(device)}"]
     about.append(f"asic {clean(device.get('asic_id') or NOT_AVAILABLE)}")
     about += ["replay"] if device.get("origin") == "replay" else []
-    tabs, places = metric_line(options)
+    tabs, places = metric_line(options, screen)
     head: list[Line] = [
         [
             (f"{device_name(device)}: ", "head"),

@@ -17,8 +17,8 @@ _LABEL = 5
 
 
 def shades(screen: Screen) -> str:
-    """Return the characters that stand for colours, from nothing to full."""
-    return " ░▒▓█" if screen.unicode else " .:-=+*#%@"
+    """Return the characters that stand for colours, from nothing to full; before a number none reads as its sign or point."""
+    return " ░▒▓█" if screen.unicode else " ':;=+*#%@"
 
 
 def short_size(size_bytes: int | None, unit: int) -> str:
@@ -31,9 +31,9 @@ def short_size(size_bytes: int | None, unit: int) -> str:
     return str(value)
 
 
-def step_of(value: int | None, scale: int, steps: int) -> int:
+def step_of(value: int | None, scale: int | None, steps: int) -> int:
     """Return the step, 0 to ``steps`` - 1, of a value on a scale; only 0 and less is step 0."""
-    if value is None or value <= 0 or scale <= 0:
+    if value is None or value <= 0 or not scale or scale <= 0:
         return 0
     return max(1, min(steps - 1, 1 + int((steps - 1) * value / (scale + 1))))
 
@@ -44,15 +44,20 @@ def heat_style(color: int) -> str:
     return f"{ink};48;5;{color}"
 
 
-def scale_of(device: Device, values: Sequence[int]) -> tuple[int, str]:
-    """Return the top of the scale in bytes and what it is: the room of a core if known, else the largest value."""
+def scale_of(device: Device, values: Sequence[int]) -> tuple[int | None, str]:
+    """Return the top of the scale in bytes and what it is: the room of a core if known, else the largest value.
+
+    Where neither is known or the largest value is nothing, there is no scale.
+    """
     layout = layout_of(device)
     largest = max(values, default=0)
     if layout.size is not None and layout.base is not None and layout.small is not None:
         room = layout.size - layout.base - layout.small
         if largest <= room:
             return room, "all that CBs and L1 buffers of a core may use"
-    return largest, "the largest value here"
+    if largest > 0:
+        return largest, "the largest value here"
+    return None, "the room of a core is unknown"
 
 
 def heat_map_lines(device: Device, screen: Screen, *, metric: str = "cb_physical") -> list[Line]:
@@ -130,7 +135,7 @@ def heat_map_lines(device: Device, screen: Screen, *, metric: str = "cb_physical
     return lines
 
 
-def _legend(scale: int, marks: str, ramp: Sequence[int], screen: Screen) -> Line:
+def _legend(scale: int | None, marks: str, ramp: Sequence[int], screen: Screen) -> Line:
     pieces: list[Piece] = [("  0 ", "dim")]
     if screen.color:
         pieces += [("  ", f"48;5;{color}") for color in ramp]
