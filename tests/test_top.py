@@ -245,7 +245,7 @@ def test_every_value_of_the_overview_equals_the_json_of_the_same_snapshot() -> N
 
 def test_unknown_figures_are_not_available_and_never_zero() -> None:
     async def steps(screens: Screens) -> None:
-        assert screens.lines()[1].count("N/A") == 4
+        assert screens.lines()[1].count("N/A") == 5
         assert "0.0 B" not in screens.body
         await screens.press("2")
         assert "cores N/A" in screens.body
@@ -354,6 +354,59 @@ def test_leaving_is_success(key: str) -> None:
         assert screens.app.return_value == 0
 
     run(steps)
+
+
+@pytest.mark.parametrize("width", [30, 44, 60, 62, 80, 107, 120])
+@pytest.mark.parametrize("mode", ["f", "c"])
+def test_the_overview_joins_no_words_and_cuts_no_figure(width: int, mode: str) -> None:
+    async def steps(screens: Screens) -> None:
+        await screens.press(mode)
+        lines = screens.lines()
+        assert re.search(r"^▸ Device 0  +22.0 MiB ", lines[1])
+        assert all(not re.search(r"[\d.]…|(?<!l)\d \w?…", line) for line in lines)
+        assert not re.search(r"\bago\w", screens.body)
+        assert lines[1].endswith("live replay" if width >= 62 else "live*")
+        if mode == "f":
+            tops = [line for line in lines if re.search(r"\btop ", line)]
+            assert len(tops) == 1
+            panels = tops[0].split("│")
+            assert all(re.fullmatch(r" ?(\d+ s( ago)?)? +top [\d.]+ \w+ ?", panel) for panel in panels), panels
+            bars = {tuple(i for i, c in enumerate(line) if c == "│") for line in lines if "│" in line}
+            assert len(bars) == (1 if len(panels) > 1 else 0)
+
+    run(steps, size=(width, 30), first=[made.n150(origin="replay")])
+
+
+def test_a_device_without_geometry_has_no_total() -> None:
+    async def steps(screens: Screens) -> None:
+        assert re.search(r" N/A  live$", screens.lines()[1])
+        (total,) = [line for line in screens.lines() if line.startswith("Total L1")]
+        assert total.rstrip() == "Total L1 N/A"
+
+    run(steps, first=[made.n150(grid=None, l1_accounting=made.tt_metal()["l1_accounting"])])
+
+
+@pytest.mark.parametrize("size", [(60, 20), (80, 24), (140, 60)])
+def test_help_shows_all_of_itself_by_scrolling(size: tuple[int, int]) -> None:
+    async def steps(screens: Screens) -> None:
+        await screens.press("h")
+        assert "Up/Down scroll" in screens.lines("foot")[0]
+        wanted = ["".join(text for text, _ in line).rstrip() for line in guide.help_lines(Screen(size[0], size[1] - 2))]
+        assert all(len(line) <= size[0] for line in wanted)
+        assert " ".join(" ".join(wanted).split()).count("live*: a replay of a recording") == 1
+        seen = screens.lines()
+        assert (f"{len(wanted) - size[1] + 3} more lines: Down" in seen) == (len(wanted) > size[1] - 2)
+        for _ in range(len(wanted)):
+            await screens.press("down")
+            seen = seen + screens.lines()
+        assert set(wanted) <= set(seen)
+        assert screens.lines()[min(len(wanted), size[1] - 2) - 1] == wanted[-1]
+        await screens.press("home")
+        assert screens.lines()[0] == wanted[0]
+        await screens.press("x")
+        assert not screens.app.helping
+
+    run(steps, size=size)
 
 
 def test_help_opens_and_any_key_closes_it() -> None:

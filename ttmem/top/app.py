@@ -29,7 +29,7 @@ _HINTS = {
     "programs": ",/. sort  i invert  / filter  d this device",
     "processes": ",/. sort  i invert  / filter  d this device",
     "notes": "Up/Down scroll",
-    "help": "any key closes",
+    "help": "Up/Down scroll  any other key closes",
 }
 
 
@@ -181,14 +181,12 @@ class TopApp(App[int]):
 
     def _body(self, screen: Screen) -> list[Line]:
         if self.helping:
-            return guide.help_lines(screen)[self.scroll :]
+            return self._scrolled(guide.help_lines(screen), screen)
         if self.view is None:
             return [[("", "")], [("  reading ...", "dim")]]
         shown = self.device
         if self.page == "notes":
-            lines = guide.note_lines(self.view, screen)
-            self.scroll = max(0, min(self.scroll, len(lines) - (screen.height or 1)))
-            return lines[self.scroll :]
+            return self._scrolled(guide.note_lines(self.view, screen), screen)
         if shown is None:
             return overview.nothing_lines(self.view.problems, self.where, screen)
         if self.page == "overview":
@@ -205,6 +203,16 @@ class TopApp(App[int]):
             title += f" of {device_name(shown.device, chip=True).replace('Device', 'device')}"
         lines, self._table = table.table_lines(title, rows, _TABLES[self.page], self.tables[self.page], screen)
         return lines
+
+    def _scrolled(self, lines: list[Line], screen: Screen) -> list[Line]:
+        """Return what stands on the screen of lines that it may not hold; the last one says how many follow."""
+        height = screen.height or 1
+        self.scroll = max(0, min(self.scroll, len(lines) - height))
+        shown = lines[self.scroll : self.scroll + height]
+        below = len(lines) - self.scroll - len(shown)
+        if below:
+            shown[-1] = [(f"{below + 1} more lines: Down", "7")]
+        return shown
 
     def _head_line(self, screen: Screen) -> Line:
         name = "ttmem-top " if screen.width >= 90 else "ttmem "
@@ -244,7 +252,9 @@ class TopApp(App[int]):
                 (" ", "7"),
                 ("  Enter keeps, Esc clears", "dim"),
             ]
-        hint = _HINTS["help" if self.helping else self.page]
+        if self.helping:
+            return [(_HINTS["help"], "bold")]
+        hint = _HINTS[self.page]
         always = "Space play  [ ] { } step  " if self.player is not None else "Space pause  "
         return [(f"{always}h help  q quit", "bold"), ("  " + hint, "dim")]
 
@@ -278,8 +288,9 @@ class TopApp(App[int]):
         self.tables[self.page] = replace(options, filter=text, cursor=0)
 
     def _leave_help(self, key: str) -> None:
-        if key in ("up", "down", "pageup", "pagedown"):
-            self.scroll = max(0, self.scroll + {"up": -1, "down": 1, "pageup": -10, "pagedown": 10}[key])
+        steps = {"up": -1, "down": 1, "pageup": -10, "pagedown": 10, "home": -(10**6), "end": 10**6}
+        if key in steps:
+            self.scroll = max(0, self.scroll + steps[key])
             return
         self.helping, self.scroll = False, 0
         if key == "q":

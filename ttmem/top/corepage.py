@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from ttmem.top.model import Shown
-from ttmem.top.overview import state_pieces
+from ttmem.top.overview import title_line
 from ttmem.units import NOT_AVAILABLE, format_bytes
 from ttmem.views.address import address_map, holding_lines
 from ttmem.views.cores import CoreLayout, cores_of, grid_of, layout_of
 from ttmem.views.dump import grid_text
 from ttmem.views.heat import RAMP, heat_style, scale_of, shades, short_size, step_of
-from ttmem.views.text import Line, Piece, Screen, cell_width, clean, device_name, pad, wrap
+from ttmem.views.text import Line, Piece, Screen, cell_width, clean, pad, wrap
 
 METRICS = {
     "cb_physical": ("cb_physical_bytes", "physical CB"),
@@ -156,7 +156,8 @@ def _cell(metric: str, value: int | None, scale: int | None, width: int, after: 
     text, shade = _cell_text(metric, value), _shade(metric, value, scale, screen)
     style = _cell_style(metric, value, scale) if screen.color else ""
     if not _fits(text, width):
-        fill = "?" if value is None else "!" if value < 0 else " " if screen.color else shade
+        # Without colour a core that has next to nothing is there, too.
+        fill = "?" if value is None else "!" if value < 0 else " " if screen.color else shade.strip() or "_"
         return (fill * (width - 1) if width > 1 else fill), style
     text += after
     return (pad(text, width - 1, ">") if screen.color else pad(shade + text, width, ">")), style
@@ -332,19 +333,11 @@ def device_lines(shown: Shown, options: CoreOptions, screen: Screen) -> tuple[li
     """Return the page in the screen's height, and where the cores stand on it."""
     height = screen.height or 24
     device = shown.device
-    state = clean(device.get("state") or NOT_AVAILABLE)
     about = [clean(device.get("arch") or f"arch {NOT_AVAILABLE}"), f"grid {grid_text(device)}"]
     about.append(f"asic {clean(device.get('asic_id') or NOT_AVAILABLE)}")
     about += ["replay"] if device.get("origin") == "replay" else []
     tabs, places = metric_line(options, screen)
-    head: list[Line] = [
-        [
-            (f"{device_name(device)}: ", "head"),
-            *[(text.strip(), style) for text, style in state_pieces(shown, len(state))],
-            (f", {', '.join(about)}", ""),
-        ],
-        tabs,
-    ]
+    head: list[Line] = [title_line(shown, about, screen), tabs]
     selected = selected_line(shown, options, screen)
     if options.whole:
         head[1] = selected

@@ -56,8 +56,13 @@ MEANINGS = (
     "Physical CB: bytes that a CB of any cached program covers, running or not. Resident: what the last dispatches "
     "left configured.",
     "Headroom: from the end of a core's CBs to its lowest L1 buffer. Negative: a cached program would clash.",
+    "live*: a replay of a recording, not what hardware holds now.",
     "Fragmentation: the share of a core's free L1 that lies outside its largest free piece.",
 )
+
+
+_KEY = 18
+"""Columns of the keys."""
 
 
 def help_lines(screen: Screen) -> list[Line]:
@@ -65,7 +70,10 @@ def help_lines(screen: Screen) -> list[Line]:
     blocks: list[list[Line]] = []
     for title, keys in KEYS:
         block: list[Line] = [[(title, "head")]]
-        block += [[("  " + pad(key, 16), "bold"), (text, "")] for key, text in keys]
+        for key, text in keys:
+            first, *rest = wrap(text, screen, first=" " * _KEY, rest=" " * _KEY)
+            block.append([("  " + pad(key, _KEY - 2), "bold"), (first[_KEY:], "")])
+            block += [[(part, "")] for part in rest]
         blocks.append(block)
     if screen.width >= 124:
         left = [line for block in blocks[:2] for line in block]

@@ -14,6 +14,7 @@ from ttmem.views.tables import program_lines
 from ttmem.views.text import Line, Piece, Screen, cell_width, clean, device_name, level, pad, percent, stacked
 
 CHART_STYLES = {"cb": "cb", "l1": "buffers", "dram": "38;5;141"}
+_SHORT = {"cb": "CB", "l1": "L1", "dram": "DRAM"}
 TITLES = {"cb": "CB physical", "l1": "L1 buffers", "dram": "DRAM"}
 _PATHS = {"cb": "memory.cb.physical_bytes", "l1": "memory.l1.used_bytes", "dram": "memory.dram.used_bytes"}
 _TOTALS = {"cb": "memory.l1.total_bytes", "l1": "memory.l1.total_bytes", "dram": "memory.dram.total_bytes"}
@@ -21,6 +22,8 @@ GROUPS = (1, 2, 4, 8)
 """How many buckets of the history one column of a chart may join."""
 CHARTS_LEAST = 9
 """Lines below which charts are not worth their place."""
+_PANEL_LEAST = 15
+"""Columns of a chart below which its figures have no room."""
 CHARTS_MOST = 20
 """Lines beyond which charts are not better; what is left shows the largest programs."""
 
@@ -44,12 +47,28 @@ class OverviewOptions:
 
 def state_pieces(shown: Shown, width: int) -> list[Piece]:
     """Return a device's state in ``width`` columns, with a mark where it is a replay."""
-    device = shown.device
-    state = clean(device.get("state") or NOT_AVAILABLE)
-    text = state + (" replay" if device.get("origin") == "replay" else "")
-    if cell_width(text) > width:
-        text = state + ("*" if device.get("origin") == "replay" else "")
-    return [(pad(text, width)[:width], {"live": "good", "idle": "dim"}.get(state, "warn"))]
+    text, short = _state_texts(shown)
+    text = text if cell_width(text) <= width else short
+    style = {"live": "good", "idle": "dim"}.get(str(shown.device.get("state")), "warn")
+    return [(pad(text, width)[:width], style)]
+
+
+def _state_texts(shown: Shown) -> tuple[str, str]:
+    """Return a device's state in full, and with the mark that :data:`ttmem.top.guide.MEANINGS` explains."""
+    state = clean(shown.device.get("state") or NOT_AVAILABLE)
+    replay = shown.device.get("origin") == "replay"
+    return state + (" replay" if replay else ""), state + ("*" if replay else "")
+
+
+def title_line(shown: Shown, about: Sequence[str], screen: Screen, *, chip: bool = False) -> Line:
+    """Return a device's name, its state, and of what is said about it as much as fits."""
+    state = clean(shown.device.get("state") or NOT_AVAILABLE)
+    line: Line = [(f"{device_name(shown.device, chip=chip)}: ", "head"), *state_pieces(shown, cell_width(state))]
+    for text in about:
+        if sum(cell_width(part) for part, _ in line) + cell_width(text) + 2 > screen.width:
+            break
+        line.append((f", {text}", ""))
+    return line
 
 
 def headroom_style(headroom: int | None, shown: Shown) -> str:
@@ -80,15 +99,20 @@ def list_lines(view: View, options: OverviewOptions, screen: Screen) -> list[Lin
     """Return a title and a line for each device."""
     names = [device_name(one.device, chip=screen.width >= 80) for one in view.devices]
     name_width = max(map(len, names), default=8)
-    replays = any(one.device.get("origin") == "replay" for one in view.devices)
     wide = screen.width >= 108
-    state_width = (13 if wide else 6) if replays else max([5, *(len(str(d.device.get("state"))) for d in view.devices)])
-    tail = (13 + 9 + 17 if wide else 0) + 2 + state_width
-    spark_width = max(0, (screen.width - 2 - name_width - tail) // 3 - 13)
+    series = list(SERIES)
+    while len(series) > 1 and 2 + name_width + 13 * len(series) + 2 + 5 > screen.width:
+        series.pop()
+    room = screen.width - 2 - name_width - 13 * len(series) - (13 + 9 + 17 if wide else 0) - 2
+    texts = [_state_texts(one) for one in view.devices]
+    state_width, short = (max([5, *map(cell_width, column)]) for column in zip(*texts, strict=True))
+    if state_width > room:
+        state_width = max(5, min(short, room))
+    spark_width = max(0, (room - state_width) // len(series))
     lines: list[Line] = []
     head = " " * (2 + name_width)
-    for name in ("cb", "l1", "dram"):
-        head += "  " + pad({"cb": "CB", "l1": "L1", "dram": "DRAM"}[name], 10, ">") + " " * (1 + spark_width)
+    for name in series:
+        head += "  " + pad(_SHORT[name], 10, ">") + " " * (1 + spark_width)
     if wide:
         head += pad("Headroom", 13, ">") + "  " + pad("Total L1", 24)
     lines.append([(head + "  State", "dim")])
@@ -96,7 +120,7 @@ def list_lines(view: View, options: OverviewOptions, screen: Screen) -> list[Lin
         here = index == options.selected
         mark = ("▸ " if screen.unicode else "> ") if here else "  "
         line: list[Piece] = [(mark, "head"), (pad(names[index], name_width), "1;7" if here else "bold")]
-        for name in SERIES:
+        for name in series:
             value = get(one.device, _PATHS[name])
             line.append(("  " + pad(format_bytes(value), 10, ">") + " ", "dim" if value is None else ""))
             values = one.history.series[name].window(view.taken_ns, spark_width, options.group)
@@ -106,7 +130,8 @@ def list_lines(view: View, options: OverviewOptions, screen: Screen) -> list[Lin
             headroom = one.min_headroom
             line.append((pad(format_bytes(headroom), 13, ">"), headroom_style(headroom, one)))
             used, total = total_l1(one)
-            line += [("  ", ""), *meter(one, 15, screen), (pad(percent(used, total), 9, ">"), level(used, total))]
+            share = percent(used, total) or NOT_AVAILABLE
+            line += [("  ", ""), *meter(one, 15, screen), (pad(share, 9, ">"), level(used, total))]
         line += [("  ", ""), *state_pieces(one, state_width)]
         lines.append(line)
     return lines
@@ -123,8 +148,9 @@ def _panel(
     values = shown.history.series[name].window(end_ns, 2 * width, options.group)
     top = total if options.capacity_scale and total else top_of(values)
     share = percent(value, total)
+    head = TITLES[name] if len(TITLES[name]) + 1 + len(format_bytes(value)) <= width else _SHORT[name]
     title: list[Piece] = [
-        (TITLES[name] + " ", "bold"),
+        (head + " ", "bold"),
         (format_bytes(value), CHART_STYLES[name] if value is not None else "dim"),
     ]
     left = width - sum(cell_width(text) for text, _ in title)
@@ -146,21 +172,20 @@ def _panel(
         ),
         "",
     )
-    lines: list[Line] = [title, [(pad(remarks, width)[:width], "dim")]]
+    lines: list[Line] = [title, [(pad(remarks, width), "dim")]]
     rows = height - 3
     for row in area(values, top, rows, screen):
         lines.append([(row, CHART_STYLES[name])])
     seconds = 2 * width * BUCKET_NS * options.group // 10**9
-    begin = f"{seconds} s ago"
-    middle = f"top {format_bytes(top if any(v is not None for v in values) else None)}"
-    lines.append([(pad(begin + pad(middle, width - len(begin), ">"), width)[:width], "dim")])
+    end = f"top {format_bytes(top if any(v is not None for v in values) else None)}"
+    begin = next((text for text in (f"{seconds} s ago", f"{seconds} s") if len(text) + 1 + len(end) <= width), "")
+    lines.append([(begin + pad(end, width - len(begin), ">"), "dim")])
     return lines
 
 
 def chart_lines(shown: Shown, view: View, height: int, options: OverviewOptions, screen: Screen) -> list[Line]:
     """Return the charts of one device and its other figures, in ``height`` lines."""
     device = shown.device
-    state = clean(device.get("state") or NOT_AVAILABLE)
     updated = get(device, "updated_ns")
     age = (
         f"changed {format_age(view.taken_ns - updated)} ago" if updated is not None else f"last change {NOT_AVAILABLE}"
@@ -169,17 +194,12 @@ def chart_lines(shown: Shown, view: View, height: int, options: OverviewOptions,
     about += [f"asic {clean(device.get('asic_id') or NOT_AVAILABLE)}"] if screen.width >= 100 else []
     about += [f"source {clean(device.get('source'))}"]
     about += ["replay"] if device.get("origin") == "replay" else []
-    lines: list[Line] = [
-        [
-            (f"{device_name(device, chip=screen.width < 100)}: ", "head"),
-            *[(text.strip(), style) for text, style in state_pieces(shown, len(state))],
-            (f", {', '.join(about)}, {age}", ""),
-        ]
-    ]
+    lines: list[Line] = [title_line(shown, [*about, age], screen, chip=screen.width < 100)]
     gap = 3
-    width = (screen.width - 2 * gap) // 3
+    series = list(SERIES)[: max(1, (screen.width + gap) // (_PANEL_LEAST + gap))]
+    width = (screen.width + gap) // len(series) - gap
     rows = height - 4
-    panels = [_panel(shown, name, view.taken_ns, width, rows, options, screen) for name in SERIES]
+    panels = [_panel(shown, name, view.taken_ns, width, rows, options, screen) for name in series]
     bar = " │ " if screen.unicode else " | "
     for parts in zip(*panels, strict=True):
         line: list[Piece] = []
@@ -188,7 +208,9 @@ def chart_lines(shown: Shown, view: View, height: int, options: OverviewOptions,
         lines.append(line)
     used, total = total_l1(shown)
     head = f"Total L1 {format_bytes(used)} "
-    tail = f" {percent(used, total)} of {format_bytes(total)}"
+    share = f" {percent(used, total)}" if used is not None else ""
+    whole = f" of {format_bytes(total)}" if used is not None else ""
+    tail = share + whole if len(head + share + whole) + 11 <= screen.width else share
     lines.append(
         [
             (head, "bold"),
