@@ -304,6 +304,16 @@ def test_the_heat_map_has_every_core_of_the_grid() -> None:
     assert sum(row.count("464") for row in rows) == 48
 
 
+def test_programs_stand_in_the_order_of_the_json_and_are_all_counted() -> None:
+    rows = n150()["programs"]
+    wide, tall = {**rows[3], "num_cores": 64, "count": 7}, {**rows[0], "num_cores": 1}
+    # Over all cores the first is the larger one, per core the second.
+    device = n150(programs=[wide, tall], programs_omitted=3)
+    text = render_programs([device], Screen(120))
+    assert text.startswith("Device 0: 22 cached programs, 19 of them in 2 rows, largest first\n")
+    assert text.index("ttnn::add") < text.index("ttnn::matmul")
+
+
 def test_a_heat_map_without_a_scale_says_so() -> None:
     device = n150(grid=None, l1_accounting={})
     device["cores"] = [{**core, "cb_physical_bytes": 0, "headroom_bytes": None} for core in device["cores"]]

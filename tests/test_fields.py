@@ -44,12 +44,36 @@ def test_what_is_unknown_prints_na_and_never_0() -> None:
 def test_every_field_of_a_full_device_is_the_json_figure() -> None:
     device = n150()
     for field in FIELDS.values():
-        if "[" in field.path or field.path in ("warnings", "programs_omitted"):
+        if "[" in field.path or field.path in ("grid", "warnings", "programs_omitted"):
             continue
         value: object = device
         for key in field.path.split("."):
             value = value[key]  # type: ignore[index]
         assert value_of(field, device) == value, field.name
+
+
+def test_a_grid_is_printed_as_it_is_typed_and_compared() -> None:
+    devices = [n150(grid={"x": 8, "y": 9}), tt_metal(1)]
+    assert render_query(devices, parse_fields("device_id, grid", devices)) == "device_id, grid\n0, 8x9\n1, N/A\n"
+    assert ",8x9,8,9," in render_csv(devices)
+    assert evaluate(parse_condition("grid == 8x9"), devices[0])[0]
+    assert not evaluate(parse_condition("grid == 8x9"), devices[1])[0]
+    help_text = render_help(Screen(width=80))
+    assert '"grid"\n' in help_text
+    assert "grayskull" in help_text
+
+
+def test_what_is_a_list_on_any_device_is_no_field() -> None:
+    with pytest.raises(ValueError, match="unknown field 'programs'"):
+        parse_fields("programs", [tt_metal(), n150()])
+
+
+def test_programs_are_counted_as_everywhere_and_not_by_rows() -> None:
+    field = find_field("programs.count")
+    assert value_of(field, n150()) == 40
+    assert value_of(field, n150(programs_omitted=7)) == 47
+    assert value_of(field, n150(programs=[])) == 0
+    assert value_of(field, tt_metal()) is None
 
 
 def test_every_figure_of_memory_and_the_account_has_a_field() -> None:

@@ -219,7 +219,12 @@ def expected_row(device: dict[str, Any]) -> dict[str, Any]:
         rows = device[name]
         row.pop(name, None)
         row[f"{name}.count"] = None if rows is None else len(rows)
-    if row.pop("grid", 0) is None:
+    if device["programs"] is not None:
+        # A row stands for all programs that are alike; those that are not listed count, too.
+        row["programs.count"] = sum(row["count"] for row in device["programs"]) + device["programs_omitted"]
+    grid = device["grid"]
+    row["grid"] = None if grid is None else f"{grid['x']}x{grid['y']}"
+    if grid is None:
         row["grid.x"] = row["grid.y"] = None
     row.setdefault("programs_omitted", None)
     row["warnings"] = "; ".join(device["warnings"])

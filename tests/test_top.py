@@ -724,13 +724,33 @@ def test_programs_are_sorted_by_any_column_either_way() -> None:
         assert names() == ["matmul", "softmax", "layer_norm", "add"]
         await screens.press("i")
         assert names() == ["add", "layer_norm", "softmax", "matmul"]
-        await screens.press(".", ".")
+        await screens.press(".", ".", ".")
         assert "by Count, largest first" in screens.body
         assert names() == ["layer_norm", "matmul", "softmax", "add"]
-        await screens.press(",", ",", ",")
+        await screens.press(",", ",", ",", ",")
         assert "by Dev, smallest first" in screens.body
 
     run(steps)
+
+
+def test_programs_stand_in_the_order_of_the_json_and_are_all_counted() -> None:
+    rows = made.n150()["programs"]
+    # Over all cores the first is the larger one, per core the second.
+    wide, tall = {**rows[3], "num_cores": 64, "count": 7}, {**rows[0], "num_cores": 1}
+    middle = {**rows[1], "num_cores": 4}
+    first = [made.n150(programs=[wide, tall], programs_omitted=3), made.n150(2, programs=[middle])]
+
+    async def steps(screens: Screens) -> None:
+        await screens.press("3")
+        assert screens.lines()[0] == "Programs: 21 of 24 cached in 3 rows  by cores x CB, largest first"
+        names = [line.split("ttnn::")[1].split()[0] for line in screens.lines()[2:] if line]
+        assert names == ["add", "softmax", "matmul"]
+        await screens.press("n", "n", "d")
+        assert screens.lines()[0].startswith("Programs of device 2: 2 cached in 1 row  by")
+        await screens.press("4")
+        assert screens.lines()[0].startswith("Processes of device 2: 1  by CB")
+
+    run(steps, first=first)
 
 
 def test_a_click_on_a_heading_sorts_and_a_second_one_turns_the_order() -> None:
@@ -753,7 +773,7 @@ def test_a_filter_keeps_the_rows_that_contain_it_and_letters_are_no_commands_mea
         assert screens.app.return_value is None
         assert "none that the filter lets through" in screens.body
         await screens.press("ctrl+u", *"SOFT", "backspace", "enter")
-        assert "Programs 1 of 4  filter: SOF" in screens.body
+        assert "Programs: 2 of 40 cached in 1 row  filter: SOF" in screens.body
         assert "softmax" in screens.body
         assert "matmul" not in screens.body
         await screens.press("escape")

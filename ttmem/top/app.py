@@ -17,6 +17,7 @@ from ttmem.top.canvas import Canvas
 from ttmem.top.model import Key, Model, Shown, View
 from ttmem.top.source import Player, Sampler
 from ttmem.views.cores import cores_of, grid_of
+from ttmem.views.notes import get
 from ttmem.views.text import Line, Piece, Screen, cell_width, clean, device_name
 
 PAINT_SECONDS = 0.25
@@ -201,7 +202,10 @@ class TopApp(App[int]):
         title = self.page.capitalize()
         if self.only_selected:
             title += f" of {device_name(shown.device, chip=True).replace('Device', 'device')}"
-        lines, self._table = table.table_lines(title, rows, _TABLES[self.page], self.tables[self.page], screen)
+        more = sum(get(one.device, "programs_omitted") or 0 for one in devices)
+        lines, self._table = table.table_lines(
+            title, rows, _TABLES[self.page], self.tables[self.page], screen, more=more
+        )
         return lines
 
     def _scrolled(self, lines: list[Line], screen: Screen) -> list[Line]:

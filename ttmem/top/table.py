@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from heapq import merge
 from typing import Any, Union
 
 from ttmem.top.model import Shown
@@ -20,7 +21,7 @@ class Column:
     Attributes:
         title: its heading.
         key: the JSON name, or ``device_id``.
-        width: columns on the screen; 0 takes what is left.
+        width: columns on the screen; 0 takes what is left, None is only there to sort by.
         show: makes the text.
         rank: columns with the highest rank go first on a narrow screen.
         descending: whether the largest comes first at the start.
@@ -28,7 +29,7 @@ class Column:
 
     title: str
     key: str
-    width: int
+    width: int | None
     show: Callable[[Any], str]
     rank: int = 0
     descending: bool = True
@@ -48,6 +49,8 @@ def _address(value: Cell) -> str:
 
 PROGRAMS = (
     Column("Dev", "device_id", 4, _text, 0, False),
+    # As the JSON has them: each device's largest over all cores first.
+    Column("cores x CB", "largest", None, lambda _: ""),
     Column("CB/core", "cb_bytes_per_core", 10, format_bytes),
     Column("Cores", "num_cores", 6, _text),
     Column("Count", "count", 6, _text, 1),
@@ -107,11 +110,17 @@ def rows_of(devices: Sequence[Shown], kind: str) -> list[dict[str, Any]] | None:
     lists = [(one, one.device.get(kind)) for one in devices]
     if lists and all(rows is None for _, rows in lists):
         return None
-    return [
-        {**row, "device_id": one.device.get("device_id"), "device": one.key}
+    told = [
+        [{**row, "device_id": one.device.get("device_id"), "device": one.key} for row in rows or ()]
         for one, rows in lists
-        for row in rows or ()
     ]
+    if kind != "programs":
+        return [row for rows in told for row in rows]
+    # Each device's own order stays.
+    found = list(merge(*told, key=lambda row: -(row.get("cb_bytes_per_core") or 0) * (row.get("num_cores") or 0)))
+    for place, row in enumerate(found):
+        row["largest"] = -place
+    return found
 
 
 def arranged(rows: Sequence[dict[str, Any]], columns: Sequence[Column], options: TableOptions) -> list[dict[str, Any]]:
@@ -154,7 +163,7 @@ class TableGeometry:
 
 
 def _fitting(columns: Sequence[Column], width: int) -> list[int]:
-    shown = list(range(len(columns)))
+    shown = [i for i, column in enumerate(columns) if column.width is not None]
 
     def needed() -> int:
         return sum((columns[i].width or _NAME_LEAST) + 1 for i in shown)
@@ -167,17 +176,43 @@ def _fitting(columns: Sequence[Column], width: int) -> list[int]:
     return shown
 
 
+def _counted(
+    ordered: Sequence[dict[str, Any]], rows: Sequence[dict[str, Any]], columns: Sequence[Column], more: int
+) -> str:
+    """Return how many rows the filter lets through; of programs how many these stand for."""
+    if columns is not PROGRAMS:
+        return f"{len(ordered)} of {len(rows)}" if len(ordered) < len(rows) else str(len(rows))
+    shown, every = (sum(row.get("count") or 1 for row in some) for some in (ordered, rows))
+    text = f"{shown} of {every + more}" if shown < every + more else str(shown)
+    return f"{text} cached in {len(ordered)} row{'s' * (len(ordered) != 1)}"
+
+
 def table_lines(
-    title: str, rows: Sequence[dict[str, Any]] | None, columns: Sequence[Column], options: TableOptions, screen: Screen
+    title: str,
+    rows: Sequence[dict[str, Any]] | None,
+    columns: Sequence[Column],
+    options: TableOptions,
+    screen: Screen,
+    *,
+    more: int = 0,
 ) -> tuple[list[Line], TableGeometry]:
-    """Return a table in the screen's height, and where its parts stand."""
+    """Return a table in the screen's height, and where its parts stand.
+
+    Args:
+        title: what it is a table of.
+        rows: None where no source tells them.
+        columns: of the table.
+        options: what of it is shown.
+        screen: what it is made for.
+        more: programs that are cached and have no row.
+    """
     height = screen.height or 24
     if rows is None:
         text = f" {NOT_AVAILABLE}: the source does not tell them"
         return [[(title, "head"), (text, "")]], TableGeometry((), 2, 0, 0, 1)
     ordered = arranged(rows, columns, options)
     shown = _fitting(columns, screen.width)
-    rest = screen.width - sum(columns[i].width + 1 for i in shown if columns[i].width) - 1
+    rest = screen.width - sum((columns[i].width or 0) + 1 for i in shown if columns[i].width) - 1
     widths = {i: columns[i].width or max(8, rest) for i in shown}
     cursor = min(max(0, options.cursor), max(0, len(ordered) - 1))
     space = max(1, height - 2)
@@ -192,8 +227,7 @@ def table_lines(
         head.append((pad(clip(text, widths[i], screen), widths[i], align) + " ", "1;7" if i == options.sort else "7"))
         heads.append((i, at, at + widths[i] + 1))
         at += widths[i] + 1
-    counted = f" {len(ordered)}" + (f" of {len(rows)}" if options.filter else "")
-    first_line: list[Piece] = [(title, "head"), (counted, "bold")]
+    first_line: list[Piece] = [(f"{title}:", "head"), (f" {_counted(ordered, rows, columns, more)}", "bold")]
     if options.filter:
         first_line.append((f"  filter: {clean(options.filter)}", "warn"))
     order = "largest first" if options.descending else "smallest first"

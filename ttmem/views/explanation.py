@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ttmem.units import format_bytes
-from ttmem.views.notes import get, peaks, peaks_add_up
+from ttmem.views.notes import cached_programs, get, peaks, peaks_add_up
 from ttmem.views.text import Device, Line, Screen, clean, device_ranges, render, wrap
 
 
@@ -37,8 +37,7 @@ def _explain_cb(device: Device) -> list[str]:
     physical = get(device, "memory.cb.physical_bytes")
     if not physical:
         return []
-    programs = device.get("programs") or ()
-    count = sum(row.get("count") or 1 for row in programs) + (get(device, "programs_omitted") or 0)
+    count = cached_programs(device)
     said = (
         f"CBs stay for as long as their programs are cached ({count} now)"
         if count

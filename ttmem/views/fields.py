@@ -17,6 +17,8 @@ from datetime import datetime, timezone
 from typing import Any, Union
 
 from ttmem.units import NOT_AVAILABLE, format_mib, parse_size
+from ttmem.views.dump import grid_text
+from ttmem.views.notes import cached_programs
 from ttmem.views.text import Device, Screen, clean, wrap
 
 Value = Union[int, str, bool, None]
@@ -88,10 +90,11 @@ def _fields() -> dict[str, Field]:
     found = [
         Field("device_id", "device_id", NUMBER, "Logical id of the device; processes may number chips differently."),
         Field("asic_id", "asic_id", TEXT, "Unique id of the chip, in hex."),
-        Field("arch", "arch", TEXT, "Architecture: wormhole_b0, blackhole."),
+        Field("arch", "arch", TEXT, "Architecture: grayskull, wormhole_b0 or blackhole."),
         Field("source", "source", TEXT, "Who published it: ttmem or tt-metal."),
         Field("origin", "origin", TEXT, "live, or replay of a recording."),
         Field("state", "state", TEXT, "live, idle, stale, initializing, foreign-version or unreadable."),
+        Field("grid", "grid", TEXT, "Cores in x and y: 8x8."),
         Field("grid.x", "grid.x", NUMBER, "Cores in x."),
         Field("grid.y", "grid.y", NUMBER, "Cores in y."),
         Field("updated", "updated_ns", NS, "Last change of a figure by a living writer; ns since 1970 under nounits."),
@@ -123,7 +126,7 @@ def _fields() -> dict[str, Field]:
             found.append(Field(f"l1.core.{extreme}_{name}", f"cores[{extreme}].{column}", kind, about))
     for name, what in (
         ("cores", "Cores listed."),
-        ("programs", "Programs listed."),
+        ("programs", "Cached programs, those that are not listed too."),
         ("processes", "Processes listed."),
     ):
         found.append(Field(f"{name}.count", f"{name}[count]", NUMBER, what))
@@ -175,11 +178,12 @@ def find_field(name: str, devices: Sequence[Device] = ()) -> Field:
     for candidate in (asked, ALIASES.get(asked, ""), plain):
         if candidate in FIELDS:
             return FIELDS[candidate]
-    for device in devices:
-        for ending, kind in (("_bytes", BYTES), ("_ns", NS), ("", "")):
-            value = _walk(device, plain + ending)
-            if value is not _MISSING and _scalar(value):
-                return Field(plain, plain + ending, kind or (TEXT if isinstance(value, str | bool) else NUMBER), "")
+    for ending, kind in (("_bytes", BYTES), ("_ns", NS), ("", "")):
+        values = [value for value in (_walk(device, plain + ending) for device in devices) if value is not _MISSING]
+        # What is null on one device may be a list on another.
+        if values and all(map(_scalar, values)):
+            text = any(isinstance(value, str | bool) for value in values)
+            return Field(plain, plain + ending, kind or (TEXT if text else NUMBER), "")
     names = [*FIELDS, *ALIASES]
     close = difflib.get_close_matches(plain, names, n=3, cutoff=0.5)
     close += [n for n in names if plain and plain in n and n not in close][: 3 - len(close)]
@@ -208,7 +212,8 @@ def value_of(field: Field, device: Device) -> Value:
             return None
         how, _, column = rest.partition("]")
         if how == "count":
-            return len(rows)
+            # A row stands for all programs that are alike.
+            return cached_programs(device) if head == "programs" else len(rows)
         known = [v for v in (row.get(column[1:]) for row in rows) if v is not None]
         if not known:
             return None
@@ -216,6 +221,8 @@ def value_of(field: Field, device: Device) -> Value:
     value = _walk(device, field.path)
     if value is _MISSING:
         return None
+    if field.path == "grid" and isinstance(value, Mapping):
+        return grid_text(device)
     if isinstance(value, list | tuple):
         return "; ".join(clean(item) for item in value)
     return value  # type: ignore[return-value]

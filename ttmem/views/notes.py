@@ -55,6 +55,14 @@ def get(device: Device, path: str) -> int | None:
     return value if isinstance(value, int) else None
 
 
+def cached_programs(device: Device) -> int | None:
+    """Return how many programs are cached, those that are not listed too; None where the source does not tell."""
+    rows = device.get("programs")
+    if rows is None:
+        return None
+    return sum(row.get("count") or 1 for row in rows) + (get(device, "programs_omitted") or 0)
+
+
 def peaks_add_up(device: Device) -> bool:
     """Tell whether the peaks are sums over several writers: upper bounds, for they need not have coincided."""
     return [row.get("state") for row in device.get("processes") or ()].count("live") > 1
@@ -178,8 +186,7 @@ def _figure_notes(device: Device) -> list[Note]:
     found = []
     physical, resident = get(device, "memory.cb.physical_bytes"), get(device, "memory.cb.resident_bytes")
     if physical is not None and resident is not None and physical > resident:
-        programs = device.get("programs")
-        count = sum(row.get("count") or 1 for row in programs or ()) + (get(device, "programs_omitted") or 0)
+        count = cached_programs(device)
         whose = _plural(count, "cached program") if count else "every cached program"
         found.append(
             Note(

@@ -7,7 +7,7 @@ from typing import Any
 
 from ttmem.units import NOT_AVAILABLE, format_bytes
 from ttmem.views.dump import grid_text
-from ttmem.views.notes import get
+from ttmem.views.notes import cached_programs, get
 from ttmem.views.text import Device, Line, Piece, Screen, cell_width, clean, clip, device_name, pad, render
 
 Row = Mapping[str, Any]
@@ -90,8 +90,15 @@ def process_lines(device: Device, screen: Screen) -> list[Line]:
     ]
 
 
+def cached_text(count: int, rows: Sequence[Row]) -> str:
+    """Return how many programs are cached, and in how many rows those stand that are listed."""
+    listed = sum(row.get("count") or 1 for row in rows)
+    which = "" if listed == count else f", {listed} of them"
+    return f"{count} cached program{'s' * (count != 1)}{which} in {len(rows)} row{'s' * (len(rows) != 1)}"
+
+
 def program_lines(device: Device, screen: Screen, *, limit: int | None = None) -> list[Line]:
-    """Return the cached programs of a device, the largest CB footprint first.
+    """Return the cached programs of a device in the order of the JSON: the largest CBs over all cores first.
 
     Args:
         device: the device object.
@@ -105,14 +112,8 @@ def program_lines(device: Device, screen: Screen, *, limit: int | None = None) -
     if not rows:
         left_out = f"; {omitted} count but are not listed" if omitted else ""
         return [_title(device, f"no programs listed{left_out}" if omitted else "no cached programs")]
-    count = sum(row.get("count") or 1 for row in rows)
-
-    def rank(row: Row) -> tuple[int, int, int]:
-        return -(row.get("cb_bytes_per_core") or 0), -(row.get("num_cores") or 0), row.get("program_id") or 0
-
-    ordered = sorted(rows, key=rank)
-    shown = ordered if limit is None else ordered[:limit]
-    title = f"{count} cached program{'s' * (count != 1)} in {len(rows)} row{'s' * (len(rows) != 1)}, largest first"
+    shown = rows if limit is None else rows[:limit]
+    title = f"{cached_text(cached_programs(device) or 0, rows)}, largest first"
     cells = []
     for row in shown:
         end = row.get("cb_region_end")
@@ -129,7 +130,7 @@ def program_lines(device: Device, screen: Screen, *, limit: int | None = None) -
         )
     titles = ["CB per core", "Cores", "Count", "Program", "CB end", "Id", "PID"]
     lines = [_title(device, title), *_table(titles, ">>><>>>", cells, screen, name_column=3, optional=(4, 5, 6))]
-    hidden = len(ordered) - len(shown)
+    hidden = len(rows) - len(shown)
     if hidden:
         lines.append([(f"  and {hidden} more rows", "dim")])
     if omitted:
