@@ -13,14 +13,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from made_devices import SETS, TAKEN_NS, n150, p150, stale, tt_metal
 
+from ttmem.clash import Finding
+from ttmem.diff import diff
+from ttmem.dumps import Dump
 from ttmem.units import format_bytes
 from ttmem.views.address import render_map
 from ttmem.views.cores import METRICS
+from ttmem.views.diff import render_diff
 from ttmem.views.dump import render_devices
+from ttmem.views.explain import render_findings
 from ttmem.views.explanation import render_explanation
 from ttmem.views.heat import render_heat_map
 from ttmem.views.tables import render_list, render_processes, render_programs
-from ttmem.views.text import Screen, cell_width
+from ttmem.views.text import Screen, cell_width, exact_bytes
 
 GOLDEN = Path(__file__).parent / "golden"
 LABELS = {
@@ -302,6 +307,31 @@ def test_the_heat_map_has_every_core_of_the_grid() -> None:
     rows = re.findall(r"^ +\d  .*$", text, re.MULTILINE)
     assert [len(row.split()) for row in rows[-8:]] == [9] * 8
     assert sum(row.count("464") for row in rows) == 48
+
+
+@pytest.mark.parametrize(
+    ("size", "text"), [(0, "0 bytes"), (1, "1 byte"), (819, "819 bytes"), (2048, "2,048 bytes (2.0 KiB)")]
+)
+def test_a_size_to_the_byte_is_said_once(size: int, text: str) -> None:
+    assert exact_bytes(size) == text
+    said = render_findings([Finding(0, "matmul", "[0-0 - 7-7]", 100000 + size, 100000)], Screen(200))
+    assert f"lowest L1 buffer at 100000, {text} too far." in said or not size
+    cores = [{**core, "headroom_bytes": -size} for core in n150()["cores"]]
+    (line,) = re.findall("headroom.*", render_map(n150(cores=cores), (0, 0), MAP, Screen(200)))
+    assert ("(" in line) == (size >= 1024)
+
+
+def test_a_device_of_one_side_is_named_without_stray_signs() -> None:
+    def moment(*devices: dict[str, Any]) -> Dump:
+        return Dump(list(devices), TAKEN_NS)
+
+    assert render_diff(diff(moment(), moment(n150(asic_id=None))), Screen()).startswith("Device 0: only in B\n")
+    assert render_diff(diff(moment(n150()), moment()), Screen()).startswith(
+        "Device 0: asic 0x00000010000000a0, only in A\n"
+    )
+    more = n150()
+    more["programs"] = [*more["programs"], {**more["programs"][0], "name": "new", "count": 1}]
+    assert "Program cache: 1 program more (40 -> 41)" in render_diff(diff(moment(n150()), moment(more)), Screen(200))
 
 
 def test_programs_stand_in_the_order_of_the_json_and_are_all_counted() -> None:

@@ -291,7 +291,7 @@ def _headroom_lines(core: Mapping[str, Any] | None, screen: Screen) -> list[Line
     headroom = core.get("headroom_bytes")
     text = f"headroom {format_bytes(headroom)}"
     if headroom is not None:
-        text += f" ({format_exact(headroom)} B)"
+        text += f" ({format_exact(headroom)} B)" if abs(headroom) >= 1024 else ""
         if headroom < 0:
             text += ": a cached program would clash if dispatched now"
     style = "alarm" if (headroom or 0) < 0 else ""

@@ -28,7 +28,7 @@ def render_diff(diffs: Sequence[DeviceDiff], screen: Screen) -> str:
 
 def _device(found: DeviceDiff, screen: Screen) -> list[str]:
     only = {"both": "", "a": "only in A", "b": "only in B"}[found.presence]
-    about = ",".join(f" {text}" for text in (found.asic_id and f"({found.asic_id})", only) if text)
+    about = ",".join(f" {text}" for text in (found.asic_id and f"asic {found.asic_id}", only) if text)
     lines = [f"Device {NOT_AVAILABLE if found.device_id is None else found.device_id}:{about}"]
     for kind, change in found.memory.items():
         leak = "  held, not freed" if kind in found.leaks else ""
@@ -37,14 +37,18 @@ def _device(found: DeviceDiff, screen: Screen) -> list[str]:
             f"{signed(change.delta):>12}{leak}"
         )
     for kind, size in found.leaks.items():
-        lines += wrap(f"Leak: {format_exact(size)} bytes of {_LABELS[kind]} more than before.", screen, first="  ")
+        lines += wrap(
+            f"Leak: {format_exact(size)} byte{'s' * (size != 1)} of {_LABELS[kind]} more than before.",
+            screen,
+            first="  ",
+        )
         for row in found.culprits(kind)[:SHOWN]:
             lines.append("    " + _buffer(row))
     delta = found.cached.delta
     if delta or found.programs:
-        word = "more" if (delta or 0) >= 0 else "fewer"
+        word = f"program{'s' * (abs(delta or 0) != 1)} {'more' if (delta or 0) >= 0 else 'fewer'}"
         lines += wrap(
-            f"Program cache: {abs(delta or 0)} programs {word} ({found.cached.before} -> {found.cached.after}), CB "
+            f"Program cache: {abs(delta or 0)} {word} ({found.cached.before} -> {found.cached.after}), CB "
             f"{signed(found.program_cache_growth)}: kept on purpose, no leak.",
             screen,
             first="  ",

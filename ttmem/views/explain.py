@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from ttmem.clash import Finding, advice
-from ttmem.units import NOT_AVAILABLE, format_bytes, format_exact
-from ttmem.views.text import Line, Screen, cell_width, clean, clip, pad, render, wrap
+from ttmem.units import NOT_AVAILABLE, format_exact
+from ttmem.views.text import Line, Screen, cell_width, clean, clip, exact_bytes, pad, render, wrap
 
 SHOWN = 30
 """How many programs the table has unless all are asked for."""
@@ -71,7 +71,7 @@ def _clash(group: Sequence[Finding], screen: Screen) -> str:
         lines += wrap(
             f"{head}: program {finding.program} on core range {finding.core_range or 'not told'}{where}: CB region "
             f"ends at {finding.cb_region_end}, lowest L1 buffer at {finding.l1_lowest_address}, "
-            f"{format_exact(finding.shortfall_bytes)} bytes ({format_bytes(finding.shortfall_bytes)}) too far.",
+            f"{exact_bytes(finding.shortfall_bytes)} too far.",
             screen,
             rest="  ",
         )

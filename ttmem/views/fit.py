@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from ttmem.fit import CbSpec, Fit
-from ttmem.units import format_bytes, format_exact
-from ttmem.views.text import Screen, wrap
+from ttmem.units import format_exact
+from ttmem.views.text import Screen, exact_bytes, wrap
 
 
 def render_fit(answer: Fit, screen: Screen) -> str:
@@ -21,13 +21,12 @@ def render_fit(answer: Fit, screen: Screen) -> str:
             head += f"CBs end at {found.cb_region_end}; whether that fits is not known"
         elif found.headroom_bytes < 0:
             head += (
-                f"does not fit: CBs end at {found.cb_region_end}, {format_exact(-found.headroom_bytes)} bytes "
-                f"({format_bytes(-found.headroom_bytes)}) above {found.limit}{core}"
+                f"does not fit: CBs end at {found.cb_region_end}, {exact_bytes(-found.headroom_bytes)} "
+                f"above {found.limit}{core}"
             )
         else:
             head += (
-                f"fits: CBs end at {found.cb_region_end}, {format_exact(found.headroom_bytes)} bytes "
-                f"({format_bytes(found.headroom_bytes)}) below {found.limit}{core}"
+                f"fits: CBs end at {found.cb_region_end}, {exact_bytes(found.headroom_bytes)} below {found.limit}{core}"
             )
         lines += wrap(head, screen, rest="  ")
     for index, (spec, address, largest) in enumerate(

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ttmem.units import NOT_AVAILABLE
+from ttmem.units import NOT_AVAILABLE, format_bytes, format_exact
 
 Piece = tuple[str, str]
 """Text and the name of its style."""
@@ -163,6 +163,12 @@ def titled(head: Sequence[Piece], text: str, screen: Screen) -> list[Line]:
     name = head[0][0]
     texts = wrap(text.strip(), screen, first=name + " ", rest="  ")
     return [[*head, (texts[0][len(name) :], "")], *([(rest, "")] for rest in texts[1:])]
+
+
+def exact_bytes(size_bytes: int) -> str:
+    """Return a size to the byte and, where that says more, in units: ``819 bytes``, ``2,048 bytes (2.0 KiB)``."""
+    text = f"{format_exact(size_bytes)} byte{'s' * (abs(size_bytes) != 1)}"
+    return text if abs(size_bytes) < 1024 else f"{text} ({format_bytes(size_bytes)})"
 
 
 def percent(part: int | None, whole: int | None) -> str:
