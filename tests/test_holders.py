@@ -76,6 +76,26 @@ def test_ranges_that_a_file_does_not_tell_come_from_its_programs_and_buffers_if_
         assert Holders({**made, **unknown}).details(3, 3, none)["cb_ranges"] is None
 
 
+def test_buffers_at_one_address_are_all_told_whoever_made_them() -> None:
+    def row(name: str, num_cores: int) -> dict[str, Any]:
+        place = {"buffer_type": 1, "size_bytes": 64 * 4096, "address": 1400000, "size_per_bank": 4096}
+        return {**place, "name": name, "num_cores": num_cores}
+
+    def told(*rows: dict[str, Any]) -> Any:
+        held = Holders(device(), list(rows)).details(0, 0, {"cb_ranges": [], "l1_ranges": [[1400000, 1404096]]})
+        text = render_map(n150(), (0, 0), held, Screen(width=120))
+        (line,) = [line for line in text.split("\n") if "L1 buffer" in line]
+        return line.split("L1 buffer")[1]
+
+    assert told(row("weights0", 64), row("weights1", 64)) == ": weights0, weights1"
+    assert told(row("weights", 64), row("weights", 64)) == ": weights (2)"
+    # Of a writer that does not know the grid, and one that gave no name.
+    assert told(row("weights0", 1024), row("weights1", 64)) == ": weights0, weights1"
+    assert told(row("", 64), row("weights1", 64)) == ": weights1 and 1 more"
+    assert told(row("weights0", 32), row("weights1", 64)) == ": weights1, weights0 (on 32 cores)"
+    assert told(row("", 64), row("", 64)) == ""
+
+
 def test_what_names_no_cores_or_no_place_lies_nowhere() -> None:
     broken = [cb(105664, 1000, "here"), {"address": None, "size": 4, "core_ranges": "{}"}, cb(-1, 2), {"size": 3}]
     held = Holders(device(program("odd", *broken)), [])

@@ -386,6 +386,15 @@ def test_the_address_map_zooms_to_the_gap_and_back(show: Any) -> None:
     assert browser.run(label) == whole
 
 
+def test_a_buffer_without_a_name_is_counted_beside_one_with(show: Any) -> None:
+    device = n150()
+    row = {"buffer_type": "L1", "size_bytes": 64 * 4096, "address": 1400000, "size_per_bank": 4096, "num_cores": 64}
+    details = {(x, y): {"cb_ranges": [], "l1_ranges": [[1400000, 1404096]]} for x in range(8) for y in range(8)}
+    rows = [{**row, "name": "weights"}, {**row, "name": ""}]
+    browser = show(page(device, core_details=[details], buffers=[rows]), anchor="#device=0&core=0,0")
+    assert "L1 buffer: weights and 1 more" in text_of(browser, "#map")
+
+
 def test_hovering_a_range_names_the_programs_behind_it_largest_first(show: Any) -> None:
     device = n150()
     everywhere = {"core_ranges": "{[0-0 - 7-7]}", "kind": "circular_buffer"}

@@ -86,7 +86,9 @@ class Holders:
         self._texts = sorted(frozenset().union(*self._where))
         self._known: dict[tuple[bool, ...], list[Holding]] = {}
         self._labels: dict[Any, list[Labelled]] = {}
-        self._on_all, self._all_on_all = _everywhere(device, device.get("buffers") if buffers is None else buffers)
+        self._on_all, self._on_some, self._all_on_all = _placed_buffers(
+            device, device.get("buffers") if buffers is None else buffers
+        )
 
     def on(self, x: int, y: int) -> list[Holding]:
         """Return the programs whose CBs lie on a core, the largest there first."""
@@ -139,11 +141,14 @@ class Holders:
         return self._labels[key]
 
     def _buffers(self, begin: int, end: int) -> Labelled:
-        names = [name for first, last, name in self._on_all if begin <= first and last <= end and name]
-        counted = dict.fromkeys(names, 0)
-        for name in names:
-            counted[name] += 1
-        return begin, end, [_counted(name, count) for name, count in counted.items()][:NAMES_MAX], len(counted)
+        counted: dict[str, int] = {}
+        for first, last, name in (*self._on_all, *self._on_some):
+            if begin <= first and last <= end:
+                counted[name] = counted.get(name, 0) + 1
+        unnamed = counted.pop("", 0)
+        names = [_counted(name, count) for name, count in counted.items()][:NAMES_MAX]
+        # Those without a name are only worth telling of beside one.
+        return begin, end, names, len(counted) + unnamed if names else 0
 
 
 def _holding(row: Mapping[str, Any], cbs: Sequence[Mapping[str, Any]]) -> Holding | None:
@@ -200,18 +205,27 @@ def _pieces(holdings: Sequence[Holding], begin: int, end: int) -> list[Labelled]
     return found
 
 
-def _everywhere(device: Device, held: Sequence[Mapping[str, Any]] | None) -> tuple[list[tuple[int, int, str]], bool]:
-    """Return the L1 buffers that lie on every core, and whether these are all that there are."""
+_Buffer = tuple[int, int, str]
+"""Begin, end and name of an L1 buffer; the name may be empty."""
+
+
+def _placed_buffers(
+    device: Device, held: Sequence[Mapping[str, Any]] | None
+) -> tuple[list[_Buffer], list[_Buffer], bool]:
+    """Return the L1 buffers on every core, those on some with that said, and whether the first are all that there are."""
     grid = device.get("grid")
     if held is None or not grid:
-        return [], False
+        return [], [], False
+    cores = grid["x"] * grid["y"]
     of_l1 = [row for row in held if row.get("buffer_type") in (1, "L1")]
-    found = [
-        (row["address"], row["address"] + row["size_per_bank"], str(row.get("name") or ""))
-        for row in of_l1
-        if isinstance(row.get("address"), int)
-        and isinstance(row.get("size_per_bank"), int)
-        and row.get("num_cores") == grid["x"] * grid["y"]
-    ]
+    everywhere: list[_Buffer] = []
+    somewhere: list[_Buffer] = []
+    for row in of_l1:
+        if all(isinstance(row.get(key), int) for key in ("address", "size_per_bank", "num_cores")):
+            name, count = str(row.get("name") or ""), row["num_cores"]
+            # A writer that does not know the grid counts all cores that there may be.
+            on_all = count >= cores
+            where, said = (everywhere, name) if on_all else (somewhere, f"{name or 'unnamed'} (on {count} cores)")
+            where.append((row["address"], row["address"] + row["size_per_bank"], said))
     whole = sum(row.get("size_bytes") or 0 for row in of_l1) == get(device, "memory.l1.used_bytes")
-    return found, whole and len(found) == len(of_l1)
+    return everywhere, somewhere, whole and len(everywhere) == len(of_l1)
