@@ -246,8 +246,31 @@ def test_two_devices_on_a_terminal_keep_their_labelled_lines() -> None:
     assert "All: a cached program would clash" in text
 
 
+@pytest.mark.parametrize(
+    ("width", "height"), [(80, 23), (80, 49), (100, 23), (120, 23), (160, 23), (200, 49), (60, 49)]
+)
+@pytest.mark.parametrize("name", ["eight", "odd"])
+def test_eight_devices_fit_a_terminal_with_their_labels(name: str, width: int, height: int) -> None:
+    found = SETS["eight"]() if name == "eight" else [n150(i + 24) for i in range(6)] + [nameless(6), tt_metal(31)]
+    if name == "odd" and width <= 80:
+        # The names of odd states leave room for fewer figures on a line.
+        height += 12
+    text = render_devices(found, Screen(width=width, height=height), now_ns=TAKEN_NS)
+    lines = text.split("\n")
+    assert len(lines) - 1 <= height
+    assert max(map(cell_width, lines)) <= width
+    blocks = re.split(r"^(?=Device )", text, flags=re.MULTILINE)[1:]
+    assert len(blocks) == len(found)
+    for block, device in zip(blocks, found, strict=True):
+        assert block.startswith(f"Device {'N/A' if device['device_id'] is None else device['device_id']}")
+        for label, path in LABELS.items():
+            (told,) = re.findall(rf"  {label}: +(N/A|-?[\d.]+ (?:B|[KMGTPE]iB))(?= |$)", block, re.MULTILINE)
+            assert told == format_bytes(figure(device, path)), label
+        assert device["state"] in block
+
+
 def test_the_compact_table_has_a_line_and_the_figures_of_each_device() -> None:
-    text = dump("eight", 160, height=23)
+    text = render_devices(SETS["eight"](), Screen(width=160, height=23), compact=True)
     for device in SETS["eight"]():
         (line,) = re.findall(rf"^Device {device['device_id']}:.*$", text, re.MULTILINE)
         assert all(format_bytes(figure(device, path)) in line for path in LABELS.values())

@@ -110,7 +110,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="repeat every SEC seconds (default 1)",
     )
     add("--source", choices=("auto", "ttmem", "tt-metal"), default="auto", help="who published it (default auto)")
-    add("--compact", action="store_true", help="one line for each device")
+    add("--compact", action="store_true", help="one line for each device, as where a terminal is too low for labels")
     add_no_color(parser)
     add("-V", "--version", action="version", version=f"ttmem {__version__}")
     return parser

@@ -1,4 +1,4 @@
-"""The breakdown of devices that ``ttmem-dump`` prints: one block for each, or one line for each where many must fit.
+"""The breakdown of devices that ``ttmem-dump`` prints: one block for each, fewer lines or one where many must fit.
 
 For each device a line starts with ``Device N:``, and labelled lines give first the used value, so that
 ``ttmem-dump | grep -E "Device|CB:"`` is useful; whatever a terminal adds comes after the value.
@@ -45,7 +45,8 @@ def render_devices(
     Args:
         devices: device objects of the contract's JSON.
         screen: width, height, colour and encoding.
-        compact: one line for each device; None decides it: only for several devices that do not fit the screen.
+        compact: one line for each device; None decides it: only for so many devices that even with several labelled
+            figures on a line they do not fit the screen.
         now_ns: the clock (CLOCK_REALTIME) that ages are told by; None leaves ages out.
     """
     if compact:
@@ -56,6 +57,8 @@ def render_devices(
         # A few devices may fit without the account of each, and with notes that they share.
         lines = _join([figure_lines(device, screen, now_ns=now_ns) for device in devices])
         lines += _shared_notes(devices, screen, 0)
+        if len(lines) > screen.height:
+            lines = labelled_lines(devices, screen)
         if len(lines) > screen.height:
             lines = compact_lines(devices, screen)
     return render(lines, screen)
@@ -343,6 +346,51 @@ def _names(devices: Sequence[Device], most: int) -> list[str]:
     return names if max(map(len, names), default=0) <= most else [f"{device_name(device)}:" for device in devices]
 
 
+def labelled_lines(devices: Sequence[Device], screen: Screen) -> list[Line]:
+    """Return two lines or more for each device, with several labelled figures on each, and notes that many may share."""
+    states = [clean(device.get("state") or NOT_AVAILABLE) for device in devices]
+    same = len(set(states)) == 1
+    tail = 8
+    across, columns = 1, _COLUMNS
+    for across in (4, 3, 2, 1):
+        # The last column has room on wide screens only: the resident CBs and the headroom.
+        columns = _COLUMNS if across == 4 else tuple(c for c in _COLUMNS if c[0] not in ("CB res.", "Headroom"))
+        widths = [max(len(title) for title, *_ in columns[i::across]) + 14 for i in range(across)]
+        names = _names(devices, screen.width - sum(widths) - tail)
+        name_width = max([*map(len, names), *(len(state) + 1 for state in states if not same)])
+        left = screen.width - name_width - sum(widths) - tail
+        if left >= 0:
+            break
+    meter_width = min(_METER, left - 2) if left >= 12 else 0
+    lines: list[Line] = [[(text, "bold")] for text in wrap(_summary(devices), screen)]
+    for device, name, state in zip(devices, names, states, strict=True):
+        used, total = used_l1(device), get(device, "l1_accounting.total_bytes")
+        color = {"live": "good", "idle": "dim"}.get(state, "warn")
+        starts = [(name, "head"), ("" if same else f" {state}", color)]
+        share = (percent(used, total) or NOT_AVAILABLE, level(used, total))
+        ends: list[list[Piece]] = [[(pad(share[0], tail, ">"), share[1])], [(pad("of L1", tail, ">"), "dim")]]
+        if meter_width:
+            parts = l1_parts(device)
+            meter = stacked(parts, meter_width, screen) if parts else bar(None, None, meter_width, screen)
+            ends = [[("  ", ""), *meter, *ends[0]], [(" " * (meter_width + 2), ""), *ends[1]]]
+        for number, first in enumerate(range(0, len(columns), across)):
+            start, style = starts[number] if number < len(starts) else ("", "")
+            line: list[Piece] = [(pad(start, name_width), style)]
+            for (title, _, _, figure), width in zip(columns[first : first + across], widths, strict=False):
+                value = figure(device)
+                label = pad(f"  {title}:", width - 11)
+                line += [(label, "bold"), (pad(format_bytes(value), 11, ">"), "dim" if value is None else "")]
+            lines.append(line + (ends[number] if number < len(ends) else []))
+    if meter_width:
+        lines.append(_keys_line(screen))
+    return lines + _shared_notes(devices, screen, len(lines))
+
+
+def _keys_line(screen: Screen) -> Line:
+    keys = screen.keys
+    return [("  ", ""), *[(f"{keys[k]} {k.replace('_', ' ')}  ", k) for k in keys]]
+
+
 def compact_lines(devices: Sequence[Device], screen: Screen) -> list[Line]:
     """Return a table with a line for each device, the columns that fit, and notes that many devices may share."""
     names = _names(devices, screen.width - _TOTAL - 1 - 11)
@@ -399,8 +447,7 @@ def compact_lines(devices: Sequence[Device], screen: Screen) -> list[Line]:
         blank: list[Piece] = [(" " * meter_width, "")]
         lines.append(row("Sum:", sums, blank, ("", ""), ("", ""), "bold"))
     if meter_width:
-        keys = screen.keys
-        lines.append([("  ", ""), *[(f"{keys[k]} {k.replace('_', ' ')}  ", k) for k in keys]])
+        lines.append(_keys_line(screen))
     return lines + _shared_notes(devices, screen, len(lines))
 
 
