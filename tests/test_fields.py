@@ -63,6 +63,11 @@ def test_a_grid_is_printed_as_it_is_typed_and_compared() -> None:
     assert "grayskull" in help_text
 
 
+def test_a_condition_on_a_device_without_a_number_names_its_chip() -> None:
+    device = tt_metal(None, asic_id="0x5")
+    assert evaluate(parse_condition("state == idle"), device)[1].startswith("device N/A (0x5): state")
+
+
 def test_what_is_a_list_on_any_device_is_no_field() -> None:
     with pytest.raises(ValueError, match="unknown field 'programs'"):
         parse_fields("programs", [tt_metal(), n150()])

@@ -19,7 +19,7 @@ from typing import Any, Union
 from ttmem.units import NOT_AVAILABLE, format_mib, parse_size
 from ttmem.views.dump import grid_text
 from ttmem.views.notes import cached_programs
-from ttmem.views.text import Device, Screen, clean, wrap
+from ttmem.views.text import Device, Screen, clean, device_name, wrap
 
 Value = Union[int, str, bool, None]
 
@@ -386,7 +386,7 @@ def evaluate(condition: Condition, device: Device) -> tuple[bool, str]:
 
     An unknown value meets no condition; the sentence then says so. It is empty where there is nothing to say.
     """
-    where = f"device {device.get('device_id', NOT_AVAILABLE)}"
+    where = device_name(device, chip=True).replace("Device", "device")
     value = value_of(condition.field, device)
     if value is None:
         return False, f"{where}: {condition.field.name} is unknown ({NOT_AVAILABLE}); {condition.text!r} is not met"
