@@ -386,6 +386,14 @@ def test_the_address_map_zooms_to_the_gap_and_back(show: Any) -> None:
     assert browser.run(label) == whole
 
 
+def test_a_link_leads_to_a_device_without_a_number(show: Any) -> None:
+    found = [n150(), *({**n150(), "device_id": None, "asic_id": asic_id} for asic_id in ("0x5", "0x6"))]
+    browser = show(page(*found), anchor="#device=0x6")
+    assert "asic 0x6" in text_of(browser, ".device-head")
+    browser.click('rect.core[data-core="1,6"]')
+    assert "device=0x6&core=1,6" in browser.run("location.hash")
+
+
 def test_a_buffer_without_a_name_is_counted_beside_one_with(show: Any) -> None:
     device = n150()
     row = {"buffer_type": "L1", "size_bytes": 64 * 4096, "address": 1400000, "size_per_bank": 4096, "num_cores": 64}
