@@ -24,7 +24,7 @@ except ImportError:
     # They are not built for this machine: graph captures are what remains.
     _ttnn_hook = None  # type: ignore[assignment]
 from ttmem._publisher import Publisher
-from ttmem.errors import InvalidArgumentError, TtmemError
+from ttmem.errors import AlreadyPublishedError, InvalidArgumentError, TtmemError
 from ttmem.model import WORKER_L1_SIZE, BufferType, parse_arch
 from ttmem.pids import ProcessTable
 from ttmem.publisher import disabled, publish
@@ -121,6 +121,11 @@ def _switch_off(reason: str) -> None:
             tracker.stop()
     if trackers:
         warnings.warn(f"ttmem no longer follows ttnn: {reason}", RuntimeWarning, stacklevel=2)
+
+
+def foreseen(error: BaseException) -> bool:
+    """Whether whoever began to track is told by an exception; what is amiss with ttnn or ttmem must not end the program."""
+    return isinstance(error, AlreadyPublishedError) or not isinstance(error, Exception)
 
 
 class Follower:
@@ -236,9 +241,12 @@ class Tracker(Follower):
             try:
                 if not self.reason:
                     self._follow()
-            except BaseException:
-                self._leave(first)
-                raise
+            except BaseException as error:
+                if not foreseen(error):
+                    self.reason = f"{type(error).__name__}: {error}"
+                else:
+                    self._leave(first)
+                    raise
             if self.reason:
                 self._leave(first)
                 if not quiet:

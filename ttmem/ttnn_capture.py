@@ -17,6 +17,7 @@ import logging
 import re
 import threading
 import time
+import warnings
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +32,7 @@ from ttmem.ttnn import (
     NOTE_WINDOWED,
     REGION_FIELDS,
     Follower,
+    foreseen,
     geometry_of,
     memory_view,
     own_regions,
@@ -181,7 +183,7 @@ class CaptureTracker(Follower):
         self._patched: list[tuple[type, Any, Any]] = []
 
     def start(self) -> Self:
-        """Start following.
+        """Start following; if that cannot be, warn once and do nothing more.
 
         Returns:
             The tracker itself.
@@ -191,6 +193,23 @@ class CaptureTracker(Follower):
         """
         if self.active:
             return self
+        try:
+            self._follow()
+        except BaseException as error:
+            self._unpatch()
+            self._withdraw()
+            if foreseen(error):
+                raise
+            self.reason = f"{type(error).__name__}: {error}"
+            warnings.warn(f"ttmem does not follow ttnn: {self.reason}", RuntimeWarning, stacklevel=3)
+            return self
+        self.reason = ""
+        self.active = True
+        self._accompany()
+        return self
+
+    def _follow(self) -> None:
+        """Publish every chip, with what was there before, and wrap the calls of operations."""
         ttnn: Any = importlib.import_module("ttnn")
         self._ttnn, self._graph, self._deallocate = ttnn, ttnn.graph, ttnn.deallocate
         geometry = geometry_of(self.device)
@@ -200,25 +219,18 @@ class CaptureTracker(Follower):
         self._entries = int(self.device.num_program_cache_entries())
         if self._entries:
             self.warnings.append("programs that were laid out before tracking began are not known")
-        try:
-            for chip in (int(chip) for chip in self.device.get_device_ids()):
-                asic_id = regions[chip][0] if chip in regions else None
-                self.publishers[chip] = publish(chip, asic_id=asic_id, **geometry)
-                if asic_id is None:
-                    self.warnings.append(f"TT-Metal has no region of chip {chip} for this process: totals are of banks")
-            self._note(NOTE_WINDOWED | (NOTE_PROGRAMS_BEFORE if self._entries else 0))
-            self._blocks = _Blocks(self.device, self.publishers, geometry)
-            self._blocks.poll()
-        except BaseException:
-            self._withdraw()
-            raise
+        for chip in (int(chip) for chip in self.device.get_device_ids()):
+            asic_id = regions[chip][0] if chip in regions else None
+            self.publishers[chip] = publish(chip, asic_id=asic_id, **geometry)
+            if asic_id is None:
+                self.warnings.append(f"TT-Metal has no region of chip {chip} for this process: totals are of banks")
+        self._note(NOTE_WINDOWED | (NOTE_PROGRAMS_BEFORE if self._entries else 0))
+        self._blocks = _Blocks(self.device, self.publishers, geometry)
+        self._blocks.poll()
         self._sink = _ProgramSink(self.publishers)
         self._interpreter = CaptureInterpreter(self._sink)
         self._seen.clear()
         self._patch()
-        self.active = True
-        self._accompany()
-        return self
 
     def _note(self, notes: int) -> None:
         for publisher in self.publishers.values():
@@ -240,6 +252,12 @@ class CaptureTracker(Follower):
             kind.__call__ = call
             self._patched.append((kind, original, call))
 
+    def _unpatch(self) -> None:
+        for kind, original, call in self._patched:
+            if kind.__call__ is call:
+                kind.__call__ = original  # type: ignore[method-assign]
+        self._patched.clear()
+
     def _call(self, original: Any, operation: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Carry an operation out, in a window if it was not seen before."""
         if not self.active or operation is self._deallocate or getattr(self._local, "inside", False):
@@ -250,7 +268,8 @@ class CaptureTracker(Follower):
         try:
             key = (operation.python_fully_qualified_name, self._key(args), self._key(kwargs) if kwargs else ())
             known = self._seen.get(key)
-        except (_OpaqueError, TypeError):
+        except Exception:
+            # What cannot be told apart is looked at each time.
             key = None
         self._local.inside = True
         try:
@@ -394,10 +413,7 @@ class CaptureTracker(Follower):
             if not self.active:
                 return
             self.active = False
-            for kind, original, call in self._patched:
-                if kind.__call__ is call:
-                    kind.__call__ = original  # type: ignore[method-assign]
-            self._patched.clear()
+            self._unpatch()
             self._withdraw()
             thread, self._thread = self._thread, None
         self._part(thread)

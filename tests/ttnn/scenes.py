@@ -368,6 +368,36 @@ def spoilt(what):
     )
 
 
+def unforeseen(method):
+    """Track with a ttnn that does not answer as it should: that ends no program, and leaves nothing behind."""
+    import ttmem.ttnn
+
+    bench = Bench()
+    x = bench.tensor(1, 1, 64, 64)
+    before = ttnn.decorators.FastOperation.__call__
+
+    def broken(device):
+        raise AttributeError("no such figure")
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        ttmem.ttnn.memory_view, kept = lambda device, kind: broken(device), ttmem.ttnn.memory_view
+        tracker = ttmem.ttnn.track(bench.device, method=method)
+        ttmem.ttnn.memory_view = kept
+    shape = list(ttnn.add(x, x).shape)
+    with ttmem.ttnn.track(bench.device) as later:
+        again = later.active
+    answer(
+        shape=shape,
+        active=tracker.active,
+        reason=tracker.reason,
+        said=[str(warning.message) for warning in caught],
+        devices=sum(device["source"] == "ttmem" for device in ttmem.devices()),
+        patched=ttnn.decorators.FastOperation.__call__ is not before,
+        again=again,
+    )
+
+
 def twice():
     """Fail to track a device a second time while it allocates: the first tracker misses nothing of that."""
     import ttmem.ttnn
@@ -520,6 +550,7 @@ SCENES = (
     captured,
     stepping_aside,
     spoilt,
+    unforeseen,
     twice,
     report,
     closed,

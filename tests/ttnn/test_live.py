@@ -154,6 +154,18 @@ def test_a_tracked_device_reads_like_tt_metals_region(
         assert found["asic_ids"] == {str(chip): hex(0x300000000 + 17 * chip) for chip in range(8)}
 
 
+@pytest.mark.parametrize("method", ["auto", "hook", "capture"])
+def test_a_ttnn_that_answers_otherwise_ends_no_program(ttnn: Environment, tmp_path: Path, method: str) -> None:
+    found = ttnn.run(tmp_path, "n150", "scenes.py", "unforeseen", method)
+    assert (found["shape"], found["again"]) == ([1, 1, 64, 64], True)
+    assert (found["active"], found["patched"], found["devices"]) == (False, False, 0)
+    assert found["reason"] == "AttributeError: no such figure"
+    said = found["said"]
+    assert isinstance(said, list)
+    assert len(said) == (2 if method == "auto" else 1)
+    assert "no such figure" in said[-1]
+
+
 def test_a_second_tracker_that_fails_costs_the_first_one_no_event(ttnn: Environment, tmp_path: Path) -> None:
     found = ttnn.run(tmp_path, "n150", "scenes.py", "twice")
     assert "already" in str(found["said"])
