@@ -7,6 +7,8 @@ import sys
 from collections.abc import Sequence
 from importlib.util import find_spec
 
+from ttmem.cli import ends_well, write
+
 VERBS = {
     "dump": "one-shot breakdown of all devices",
     "top": "the live screen",
@@ -30,16 +32,17 @@ def _usage() -> str:
     return f"usage: python -m ttmem VERB [options]\n\n{lines}\n\n`python -m ttmem VERB --help` tells its options."
 
 
+@ends_well("python -m ttmem")
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a verb and return its exit code: 2 if there is none of that name."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     if arguments[:1] in (["-h"], ["--help"]):
-        print(_usage())
+        write(f"{_usage()}\n")
         return 0
     if arguments[:1] in (["-V"], ["--version"]):
         from ttmem._version import __version__
 
-        print(f"ttmem {__version__}")
+        write(f"ttmem {__version__}\n")
         return 0
     if not arguments or arguments[0] not in VERBS or find_spec(f"ttmem.cli.{arguments[0]}") is None:
         print(_usage(), file=sys.stderr)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ttmem import region, segment
+from ttmem.cli import EXIT_DONE, EXIT_NOTHING, EXIT_UNREADABLE, ends_well, parse, write
 from ttmem.model import CircularBuffer, Geometry
 from ttmem.pids import ProcessTable, user_name
 from ttmem.reader import Host
@@ -139,12 +140,15 @@ def _median(call: Any, count: int = 2000) -> float:
     return statistics.median(runs)
 
 
+@ends_well("python -m ttmem doctor")
 def main(argv: Sequence[str] | None = None) -> int:
     """Examine shared memory; return 0, or 1 if there is no file, or 4 if there are files and none is readable."""
     parser = argparse.ArgumentParser(prog="python -m ttmem doctor", description=__doc__)
     parser.add_argument("--json", action="store_true", help="print what was found as JSON")
     parser.add_argument("--no-measure", action="store_true", help="do not measure what publishing costs")
-    args = parser.parse_args(argv)
+    args = parse(parser, argv)
+    if isinstance(args, int):
+        return args
     directory = segment.shm_directory()
     files = _segments(directory) + _regions(directory)
     cost: dict[str, Any] | None = None
@@ -154,31 +158,30 @@ def main(argv: Sequence[str] | None = None) -> int:
         except OSError as error:
             cost = {"problem": f"{directory}: {error.strerror}"}
     if args.json:
-        print(json.dumps({"directory": str(directory), "files": files, "publishing": cost}, indent=2))
+        write(json.dumps({"directory": str(directory), "files": files, "publishing": cost}, indent=2) + "\n")
     else:
-        _print(directory, files, cost)
+        write(_text(directory, files, cost))
     if not files:
-        return 1
-    return 4 if all(row["state"] in ("unreadable", "foreign-version") for row in files) else 0
+        return EXIT_NOTHING
+    unread = all(row["state"] in ("unreadable", "foreign-version") for row in files)
+    return EXIT_UNREADABLE if unread else EXIT_DONE
 
 
-def _print(directory: Path, files: list[dict[str, Any]], cost: dict[str, Any] | None) -> None:
-    if not files:
-        print(f"no files of ttmem or TT-Metal in {directory}")
+def _text(directory: Path, files: list[dict[str, Any]], cost: dict[str, Any] | None) -> str:
+    lines = [] if files else [f"no files of ttmem or TT-Metal in {directory}"]
     for row in files:
         memory = f"{row['memory_bytes'] // 1024} KiB"
-        print(f"{row['state']:<16}{row['source']:<10}{row['owner']} {row['mode']}  {memory:>9}  {row['path']}")
-        for label in ("problem", "cure"):
-            if row[label]:
-                print(f"    {label}: {row[label]}")
+        lines.append(f"{row['state']:<16}{row['source']:<10}{row['owner']} {row['mode']}  {memory:>9}  {row['path']}")
+        lines += [f"    {label}: {row[label]}" for label in ("problem", "cure") if row[label]]
     if cost is not None and "problem" in cost:
-        print(f"nothing can be published here: {cost['problem']}")
+        lines.append(f"nothing can be published here: {cost['problem']}")
     elif cost is not None:
-        print(
+        lines.append(
             f"publishing costs here (medians of {PROBES} runs, from Python): "
             f"program {cost['program_add_ns']:.0f} ns, dispatch {cost['dispatch_ns']:.0f} ns, "
             f"buffer {cost['buffer_allocate_ns']:.0f} ns, start {cost['start_ns'] / 1000:.0f} us"
         )
+    return "".join(f"{line}\n" for line in lines)
 
 
 if __name__ == "__main__":

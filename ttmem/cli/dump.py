@@ -20,7 +20,7 @@ from ttmem.cli import (
     EXIT_NOTHING,
     EXIT_UNREADABLE,
     EXIT_USAGE,
-    drop_stdout,
+    ends_well,
     parse,
     seconds_between,
 )
@@ -390,7 +390,11 @@ def _nap() -> tuple[Callable[[float], bool], Callable[[], None]]:
 def _watch(dump: _Dump, interval: float, no_color: bool) -> int:
     """Repeat until interrupted: a terminal is painted over, a pipe gets one text after the other."""
     out = sys.stdout
-    paint = out.isatty() and not (dump.args.json or dump.args.csv or dump.args.query is not None or dump.args.only_html)
+    paint = (
+        out is not None
+        and out.isatty()
+        and not (dump.args.json or dump.args.csv or dump.args.query is not None or dump.args.only_html)
+    )
     due = time.monotonic()
     woken, close = _nap()
     try:
@@ -416,6 +420,7 @@ def _watch(dump: _Dump, interval: float, no_color: bool) -> int:
         close()
 
 
+@ends_well("ttmem-dump")
 def main(argv: Sequence[str] | None = None) -> int:
     """Run ``ttmem-dump`` and return its exit code.
 
@@ -447,8 +452,5 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.print_usage(sys.stderr)
         print(f"ttmem-dump: error: {error}", file=sys.stderr)
         return EXIT_USAGE
-    except BrokenPipeError:
-        drop_stdout()
-        return EXIT_DONE
     except KeyboardInterrupt:
         return 128 + signal.SIGINT

@@ -18,7 +18,7 @@ from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 from ttmem._version import __version__
-from ttmem.cli import EXIT_DONE, EXIT_NOTHING, EXIT_UNREADABLE, EXIT_USAGE, drop_stdout, parse
+from ttmem.cli import EXIT_DONE, EXIT_NOTHING, EXIT_UNREADABLE, EXIT_USAGE, ends_well, parse, write
 from ttmem.views.text import clean
 
 DEFAULT_ADDRESS = ("127.0.0.1", 9417)
@@ -229,8 +229,7 @@ def _once(args: argparse.Namespace, source: Any) -> int:
     else:
         collector = DeviceCollector(lambda: reading, **_wanted(args), tell=_tell)
         text = generate_latest(registry_of(collector)).decode()
-    sys.stdout.write(text)
-    sys.stdout.flush()
+    write(text)
     if reading.devices:
         unread = all(device.state in ("foreign-version", "unreadable") for device in reading.devices)
         return EXIT_UNREADABLE if unread else EXIT_DONE
@@ -240,6 +239,7 @@ def _once(args: argparse.Namespace, source: Any) -> int:
     return EXIT_NOTHING
 
 
+@ends_well("ttmem-exporter")
 def main(argv: Sequence[str] | None = None) -> int:
     """Run ``ttmem-exporter`` and return its exit code.
 
@@ -257,8 +257,5 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _once(args, source)
         collector = DeviceCollector(source.read, **_wanted(args), tell=_Teller())
         return _serve(args, source, registry_of(collector))
-    except BrokenPipeError:
-        drop_stdout()
-        return EXIT_DONE
     finally:
         source.close()

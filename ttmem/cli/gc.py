@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from ttmem import segment
+from ttmem.cli import EXIT_DONE, ends_well, parse, write
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -27,18 +28,19 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+@ends_well("python -m ttmem gc")
 def main(argv: Sequence[str] | None = None) -> int:
     """Collect dead writers' files; return 0."""
-    args = build_parser().parse_args(argv)
+    args = parse(build_parser(), argv)
+    if isinstance(args, int):
+        return args
     grace_ns = 0 if args.now else int(args.grace * 1e9)
     done = segment.collect(segment.shm_directory(), segment.namespace(), grace_ns=grace_ns, dry_run=args.dry_run)
     if args.json:
-        print(json.dumps([{"path": str(path), "done": verdict} for path, verdict in done], indent=2))
-    for path, verdict in [] if args.json else done:
-        print(f"{verdict}: {path}")
-    if not done and not args.json:
-        print("nothing to collect")
-    return 0
+        write(json.dumps([{"path": str(path), "done": verdict} for path, verdict in done], indent=2) + "\n")
+    else:
+        write("".join(f"{verdict}: {path}\n" for path, verdict in done) or "nothing to collect\n")
+    return EXIT_DONE
 
 
 if __name__ == "__main__":

@@ -5,11 +5,11 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ttmem.cli import stdout, write
 from ttmem.units import format_bytes
 
 
@@ -67,9 +67,9 @@ class PageFile:
         )
         data = text.encode()
         if self.path == "-":
-            sys.stdout.flush()
-            sys.stdout.buffer.write(data)
-            sys.stdout.buffer.flush()
+            write("")
+            with stdout() as out:
+                out.buffer.write(data)
             return ""
         _write(Path(self.path), data)
         return f"wrote {self.path} ({format_bytes(len(data))})"

@@ -11,13 +11,11 @@ import argparse
 import json
 import math
 import signal
-import sys
 import time
 from collections.abc import Callable, Sequence
 from types import FrameType
 
-from ttmem.cli import EXIT_DONE, EXIT_NOTHING
-from ttmem.cli.screens import write
+from ttmem.cli import EXIT_DONE, EXIT_NOTHING, stdout, write
 from ttmem.cli.sources import UsageError, run, verb_parser
 from ttmem.export import EXPORTS
 from ttmem.recording import RecordingWriter, open_recording, read_host_for_recording
@@ -141,7 +139,8 @@ def _export(args: argparse.Namespace, tell: Callable[[str], None]) -> int:
             with open(args.output, "w", encoding="utf-8", newline="") as out:
                 EXPORTS[args.export](recording, out)
         elif args.export is not None:
-            EXPORTS[args.export](recording, sys.stdout)
+            with stdout() as out:
+                EXPORTS[args.export](recording, out)
         if args.json:
             times = recording.times_ns
             whole = {

@@ -1,13 +1,13 @@
-"""What the stream that a command writes to can show, and writing to it."""
+"""What the stream that a command writes to can show."""
 
 from __future__ import annotations
 
 import argparse
 import os
 import shutil
-import sys
 from typing import TextIO
 
+from ttmem.cli import write as write
 from ttmem.views.text import Screen
 
 _MIN_WIDTH, _MAX_WIDTH = 40, 200
@@ -18,9 +18,9 @@ def add_no_color(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--no-color", action="store_true", help="plain text; so does NO_COLOR")
 
 
-def screen_of(stream: TextIO, *, no_color: bool = False) -> Screen:
-    """Return what ``stream`` can show: its size, its colours, its characters."""
-    terminal = stream.isatty()
+def screen_of(stream: TextIO | None, *, no_color: bool = False) -> Screen:
+    """Return what ``stream`` can show: its size, its colours, its characters; of one that is closed, the least."""
+    terminal = stream is not None and stream.isatty()
     size = shutil.get_terminal_size((80, 24))
     color = terminal and not no_color and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
     encoding = (getattr(stream, "encoding", None) or "ascii").lower().replace("-", "").replace("_", "")
@@ -31,10 +31,3 @@ def screen_of(stream: TextIO, *, no_color: bool = False) -> Screen:
         color=color,
         unicode=encoding.startswith("utf"),
     )
-
-
-def write(text: str) -> None:
-    """Write to stdout what its encoding has; a name of a process must not end the command."""
-    encoding = getattr(sys.stdout, "encoding", None) or "ascii"
-    sys.stdout.write(text.encode(encoding, "backslashreplace").decode(encoding))
-    sys.stdout.flush()

@@ -11,8 +11,7 @@ import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from ttmem.cli import EXIT_DONE, EXIT_NOTHING, EXIT_UNREADABLE, EXIT_USAGE, drop_stdout, parse
-from ttmem.cli.screens import write
+from ttmem.cli import EXIT_NOTHING, EXIT_UNREADABLE, EXIT_USAGE, ends_well, parse, write
 from ttmem.cli.selection import UsageError as UsageError
 from ttmem.cli.selection import add_device as add_device
 from ttmem.cli.selection import device_filter as device_filter
@@ -269,34 +268,39 @@ def run(
         argv: None takes the process's.
         empty: what stdout holds under ``--json`` when there was nothing.
     """
+    return ends_well(parser.prog)(_run)(parser, body, argv, empty)
+
+
+def _run(
+    parser: argparse.ArgumentParser,
+    body: Callable[[argparse.Namespace, Callable[[str], None]], int],
+    argv: Sequence[str] | None,
+    empty: Mapping[str, Any] | None,
+) -> int:
     args = parse(parser, argv)
     if isinstance(args, int):
         return args
     tell = teller(parser.prog)
     code = EXIT_UNREADABLE
     try:
-        try:
-            return body(args, tell)
-        except UsageError as error:
-            parser.print_usage(sys.stderr)
-            print(f"{parser.prog}: error: {clean(error)}", file=sys.stderr)
-            return EXIT_USAGE
-        except NothingError as error:
-            tell(str(error))
-            code = EXIT_NOTHING
-        except (UnreadableError, TtmemError, OSError) as error:
-            if isinstance(error, BrokenPipeError):
-                raise
-            tell(str(error))
-            if isinstance(error, FileNotFoundError) or isinstance(error.__cause__, FileNotFoundError):
-                code = EXIT_NOTHING
-        if empty is not None and getattr(args, "json", False):
-            import json
-
-            write(json.dumps(empty) + "\n")
-        return code
-    except BrokenPipeError:
-        drop_stdout()
-        return EXIT_DONE
+        return body(args, tell)
+    except UsageError as error:
+        parser.print_usage(sys.stderr)
+        print(f"{parser.prog}: error: {clean(error)}", file=sys.stderr)
+        return EXIT_USAGE
     except KeyboardInterrupt:
         return 130
+    except NothingError as error:
+        tell(str(error))
+        code = EXIT_NOTHING
+    except (UnreadableError, TtmemError, OSError) as error:
+        if isinstance(error, BrokenPipeError):
+            raise
+        tell(str(error))
+        if isinstance(error, FileNotFoundError) or isinstance(error.__cause__, FileNotFoundError):
+            code = EXIT_NOTHING
+    if empty is not None and getattr(args, "json", False):
+        import json
+
+        write(json.dumps(empty) + "\n")
+    return code

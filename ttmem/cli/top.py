@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from ttmem._version import __version__
-from ttmem.cli import EXIT_DONE, EXIT_NOTHING, EXIT_USAGE, parse, seconds_between
+from ttmem.cli import EXIT_DONE, EXIT_NOTHING, EXIT_USAGE, ends_well, parse, seconds_between
 from ttmem.cli.selection import UsageError, add_device, device_filter
 from ttmem.errors import TtmemError
 
@@ -42,6 +42,7 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+@ends_well("ttmem-top")
 def main(argv: Sequence[str] | None = None) -> int:
     """Run ``ttmem-top`` and return its exit code.
 
@@ -60,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             parser.print_usage(sys.stderr)
             print(f"ttmem-top: error: {error}", file=sys.stderr)
             return EXIT_USAGE
-    if not all(stream.isatty() for stream in (sys.stdin, sys.stdout, sys.stderr)):
+    if not all(stream is not None and stream.isatty() for stream in (sys.stdin, sys.stdout, sys.stderr)):
         print(
             "ttmem-top: error: stdin, stdout and stderr must be a terminal; in pipes use ttmem-dump, or ttmem-dump -w",
             file=sys.stderr,
