@@ -11,6 +11,8 @@ import pytest
 
 import ttmem
 
+CAPTURES = Path(__file__).parent / "captures"
+MLP = CAPTURES / "n150_mlp.json"
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
@@ -38,6 +40,8 @@ SPEAKING = [
     ["peaks", "{}"],
     ["fragmentation", "{}"],
     ["diff", "{}", "{}", "--json"],
+    ["replay", str(MLP), "--json"],
+    ["replay", str(MLP), "--dump"],
     ["doctor", "--no-measure"],
     ["gc"],
     ["--version"],
@@ -89,3 +93,31 @@ def test_a_page_needs_no_stdout(dump_file: Path, tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert page.stat().st_size > 10000
+
+
+def test_a_replay_that_publishes_nothing_is_2_and_names_the_cause(
+    directory: Path, command: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TTMEM_SHM_DIR", str(directory / "nowhere"))
+    done = command("replay", MLP, "--hold")
+    assert done.returncode == 2
+    assert "nothing is published: device 0: No such file or directory" in done.stderr
+    assert "holding" not in done.stderr
+
+
+@pytest.mark.parametrize("options", [["--hold"], ["--dump"], ["--loop"]])
+def test_a_replay_under_ttmem_disable_is_2_and_says_so(
+    directory: Path, command: Run, monkeypatch: pytest.MonkeyPatch, options: list[str]
+) -> None:
+    monkeypatch.setenv("TTMEM_DISABLE", "1")
+    done = command("replay", MLP, *options)
+    assert done.returncode == 2
+    assert "nothing is published: TTMEM_DISABLE is set" in done.stderr
+    assert "no such device" not in done.stderr
+    assert "holding" not in done.stderr
+
+
+def test_a_replay_that_holds_for_a_time_says_for_how_long(directory: Path, command: Run) -> None:
+    done = command("replay", MLP, "--hold", "0.1")
+    assert done.returncode == 0
+    assert "holding device 0 for 0.1 s or until SIGINT or SIGTERM" in done.stderr

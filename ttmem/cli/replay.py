@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import functools
 import json
 import os
 import signal
@@ -15,12 +14,12 @@ from types import FrameType
 from typing import Any
 
 from ttmem._version import __version__
-from ttmem.cli import EXIT_DONE, EXIT_NOTHING, EXIT_UNREADABLE, EXIT_USAGE, drop_stdout
+from ttmem.cli import EXIT_DONE, EXIT_NOTHING, EXIT_UNREADABLE, EXIT_USAGE, ends_well, parse, write
 from ttmem.units import parse_size
 
 _EPILOG = """\
-exit codes: 0 done; 1 no such file; 2 wrong usage; 4 the capture cannot be read, or not to its end (what came before is
-published until the command ends)
+exit codes: 0 done; 1 no such file, or no moment in it; 2 wrong usage, or nothing can be published here; 4 the capture
+cannot be read, or not to its end (what came before is published until the command ends)
 
 examples:
   ttmem-replay capture.json.gz --grid 8x8 --arch wormhole_b0 --dump
@@ -159,7 +158,17 @@ def _run(args: argparse.Namespace) -> int:
     )
     note = (lambda text: None) if args.quiet else _say
     bar = _ProgressBar(not args.quiet)
-    publish = functools.partial(ttmem.publish, origin="replay")
+    shown: list[int] = []
+    lost: list[str] = []
+
+    def publish(device_id: int, **options: Any) -> Any:
+        publisher = ttmem.publish(device_id, **{"origin": "replay", **options})
+        if publisher.published:
+            shown.append(device_id)
+        else:
+            lost.append(_why_lost(publisher))
+        return publisher
+
     told: dict[str, Any] = {"device_id": args.device_id, "geometry": geometry, "speed": args.speed, "on_progress": bar}
     try:
         recorded = kind_of_file(args.capture) == "recording"
@@ -174,43 +183,63 @@ def _run(args: argparse.Namespace) -> int:
         try:
             try:
                 summary: Any = replay.run()
-                while args.loop and summary.error is None:
+                # What publishes nothing would turn round and round as fast as it can.
+                while args.loop and summary.error is None and shown:
                     summary = replay.run()
             finally:
                 bar.close()
             for warning in summary.warnings:
                 note(warning)
             if summary.error is not None:
-                _say(f"{summary.error}; what came before it is published")
-            if args.dump:
-                _dump(summary.device_ids, args.json)
+                _say(f"{summary.error}" + ("; what came before it is published" if shown else ""))
+            if lost:
+                _say(f"{'' if shown else 'nothing is published: '}{lost[0]}")
+            told_code = EXIT_DONE
+            if args.dump and (shown or args.json or not lost):
+                told_code = _dump(summary.device_ids, args.json)
             elif args.json:
-                print(json.dumps(_summary_object(summary), indent=2), flush=True)
-            if args.hold is not None:
+                write(json.dumps(_summary_object(summary), indent=2) + "\n")
+            if args.hold is not None and (shown or not lost):
                 if not args.quiet:
-                    ids = ", ".join(map(str, summary.device_ids)) or "none"
+                    ids = ", ".join(map(str, shown)) or "none"
                     what = f"{summary.moments} moments" if recorded else f"{summary.counts.nodes} nodes"
-                    _say(f"replayed {what}; holding device {ids} until SIGINT or SIGTERM")
+                    until = f"for {args.hold:g} s or until" if args.hold else "until"
+                    _say(f"replayed {what}; holding device {ids} {until} SIGINT or SIGTERM")
                 _hold(args.hold)
         except _Stop:
             # Asked to end: the devices are withdrawn on the way out.
             return EXIT_DONE
-    return EXIT_DONE if summary.error is None else EXIT_UNREADABLE
+    if summary.error is not None:
+        return EXIT_UNREADABLE
+    if lost:
+        return EXIT_USAGE
+    return EXIT_NOTHING if recorded and not summary.moments else told_code
 
 
-def _dump(device_ids: Sequence[int], as_json: bool) -> None:
+def _why_lost(publisher: Any) -> str:
+    """Return why a publisher publishes nothing, and what helps."""
+    problem = getattr(publisher, "problem", "")
+    if not problem:
+        return "TTMEM_DISABLE is set: run without it"
+    return f"device {publisher.device_id}: {problem}: TTMEM_SHM_DIR names a directory that can be written"
+
+
+def _dump(device_ids: Sequence[int], as_json: bool) -> int:
     from ttmem.cli import dump
 
     wanted = ["-d", ",".join(map(str, device_ids))] if device_ids else []
-    dump.main([*wanted, "--source", "ttmem", *(["--json"] if as_json else [])])
+    return dump.main([*wanted, "--source", "ttmem", *(["--json"] if as_json else [])])
 
 
+@ends_well("ttmem-replay")
 def main(argv: Sequence[str] | None = None) -> int:
     """Run ``ttmem-replay`` and return its exit code."""
     from ttmem.errors import CaptureError
     from ttmem.recording import RecordingError
 
-    args = build_parser().parse_args(argv)
+    args = parse(build_parser(), argv)
+    if isinstance(args, int):
+        return args
     if not os.path.exists(args.capture):
         _say(f"no such file: {args.capture}")
         return EXIT_NOTHING
@@ -218,9 +247,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return _run(args)
     except _Stop:
-        return EXIT_DONE
-    except BrokenPipeError:
-        drop_stdout()
         return EXIT_DONE
     except (CaptureError, RecordingError) as error:
         _say(str(error))
