@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from collections.abc import Callable
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import ttmem
+from ttmem.__main__ import main
 
 CAPTURES = Path(__file__).parent / "captures"
 MLP = CAPTURES / "n150_mlp.json"
@@ -121,3 +123,47 @@ def test_a_replay_that_holds_for_a_time_says_for_how_long(directory: Path, comma
     done = command("replay", MLP, "--hold", "0.1")
     assert done.returncode == 0
     assert "holding device 0 for 0.1 s or until SIGINT or SIGTERM" in done.stderr
+
+
+@pytest.mark.parametrize("verb", ["dump", "diff", "peaks", "lockstep", "explain", "fragmentation"])
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        (("memory", "dram", "used_bytes"), "x"),
+        (("memory", "cb", "peak_at_ns"), True),
+        (("l1_accounting", "total_bytes"), 1.5),
+        (("grid", "x"), 0),
+        (("device_id",), "0"),
+        (("asic_id",), ["0x1"]),
+        (("programs_omitted",), "x"),
+        (("cores", 0, "x"), None),
+        (("cores", 3, "headroom_bytes"), "x"),
+        (("programs", 0, "count"), "x"),
+        (("programs", 0, "name"), []),
+        (("processes", 0, "dram_bytes"), "x"),
+        (("processes", 0, "state"), {}),
+        (("buffers", 0, "size_bytes"), "x"),
+        (("buffers", 0, "address"), "x"),
+    ],
+    ids=str,
+)
+def test_a_dump_with_something_else_where_a_figure_belongs_is_refused(
+    dump_file: Path, capsys: pytest.CaptureFixture[str], verb: str, path: tuple[str | int, ...], value: object
+) -> None:
+    whole = json.loads(dump_file.read_text())
+    at = whole["devices"][0]
+    for name in path[:-1]:
+        at = at[name]
+    at[path[-1]] = value
+    bad = dump_file.with_name("bad.json")
+    bad.write_text(json.dumps(whole))
+    assert main([verb, str(bad), *([str(dump_file)] if verb == "diff" else [])]) == 4
+    said = capsys.readouterr().err
+    assert "is no dump" in said
+    assert f'"{path[-1] if path[0] != "grid" else "grid"}"' in said or "has no x and y" in said
+
+
+def test_a_chip_is_looked_for_among_chips_that_have_no_number(dump_file: Path) -> None:
+    dump_file.write_text(dump_file.read_text().replace('"asic_id": null', '"asic_id": "n/a"'))
+    assert main(["peaks", str(dump_file), "-d", "0x12"]) == 1
+    assert main(["peaks", str(dump_file), "-d", "0"]) == 0

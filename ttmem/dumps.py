@@ -5,8 +5,9 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import re
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,6 +27,17 @@ MAX_DUMP_BYTES = 2**30
 
 BUFFERS_MAX = 4096
 """The most live buffers that a device object lists."""
+
+
+FIGURE = re.compile(
+    r"(_bytes|_ns|_address|_end|_id|_per_core|_omitted)$|^(x|y|address|size|size_per_bank|count|num_cores|pid|peak_buffers|peak_programs)$"
+)
+"""The members of a device object and of its rows that are whole numbers, or unknown."""
+TEXT = frozenset(
+    ("asic_id", "arch", "source", "state", "name", "user", "kind", "buffer_type", "core_ranges", "peak_by")
+)
+"""The members that are texts, or unknown."""
+_MEMBERS = ("device_id", "asic_id", "arch", "source", "state", "updated_ns", "programs_omitted", "buffers_omitted")
 
 
 class DumpError(TtmemError, ValueError):
@@ -165,17 +177,47 @@ def _last_whole(lines: list[Any]) -> Any:
 
 
 def _check(device: Mapping[str, Any], name: str) -> None:
-    """Refuse a device whose tables are not tables, so that nothing behind this needs to look again."""
+    """Refuse a device whose tables are not tables, or whose figures no figures, so that nothing behind this looks again."""
+    _check_row(device, name, "a device", _MEMBERS)
     for key in ("cores", "programs", "processes", "buffers"):
-        rows = device.get(key)
-        if rows is not None and not (isinstance(rows, list) and all(isinstance(row, Mapping) for row in rows)):
-            raise DumpError(f'{name} is no dump: "{key}" of a device is no list of objects')
+        _check_rows(device, key, name)
+    for row in device.get("programs") or ():
+        _check_rows(row, "circular_buffers", name)
+    for row in device.get("cores") or ():
+        if row.get("x") is None or row.get("y") is None:
+            raise DumpError(f'{name} is no dump: one of "cores" has no x and y')
     for key in ("memory", "l1_accounting", "grid"):
         if device.get(key) is not None and not isinstance(device[key], Mapping):
             raise DumpError(f'{name} is no dump: "{key}" of a device is no object')
+        _check_row(device.get(key) or {}, name, f'"{key}"')
     memory = device.get("memory") or {}
-    if not all(isinstance(figures, Mapping) for figures in memory.values()):
-        raise DumpError(f'{name} is no dump: "memory" of a device holds something that is no object')
+    for kind, figures in memory.items():
+        if not isinstance(figures, Mapping):
+            raise DumpError(f'{name} is no dump: "memory" of a device holds something that is no object')
+        _check_row(figures, name, f'"memory.{kind}"')
+    grid = device.get("grid")
+    if grid is not None and not all(isinstance(grid.get(axis), int) and grid[axis] > 0 for axis in "xy"):
+        raise DumpError(f'{name} is no dump: "grid" of a device is no x and y above 0')
+
+
+def _check_rows(device: Mapping[str, Any], key: str, name: str) -> None:
+    rows = device.get(key)
+    if rows is None:
+        return
+    if not isinstance(rows, list) or not all(isinstance(row, Mapping) for row in rows):
+        raise DumpError(f'{name} is no dump: "{key}" of a device is no list of objects')
+    for row in rows:
+        _check_row(row, name, f'"{key}"')
+
+
+def _check_row(row: Mapping[str, Any], name: str, what: str, members: Iterable[str] | None = None) -> None:
+    for member in row if members is None else members:
+        value = row.get(member)
+        expected = str if member in TEXT else int if FIGURE.search(member) else None
+        # bool is an int to Python, and no figure.
+        if value is not None and expected is not None and type(value) is not expected:
+            said = "a text" if expected is str else "a whole number"
+            raise DumpError(f'{name} is no dump: "{member}" of {what} is {json.dumps(value)[:40]}, not {said}')
 
 
 def read_live(*, source: str = "auto", host: Any = None, buffers: bool = True, cores: bool = True) -> Dump:

@@ -38,10 +38,16 @@ def device_filter(wanted: Sequence[str] | None) -> Callable[[Mapping[str, Any]],
             raise UsageError(f"argument -d/--device: expected a device id or a 0x asic id, got {name!r}") from None
 
     def test(device: Mapping[str, Any]) -> bool:
-        chip = device.get("asic_id")
-        return not wanted or device.get("device_id") in ids or (chip is not None and int(str(chip), 0) in chips)
+        return not wanted or device.get("device_id") in ids or _chip_of(device) in chips
 
     return test
+
+
+def _chip_of(device: Mapping[str, Any]) -> int | None:
+    try:
+        return int(str(device.get("asic_id")), 0)
+    except ValueError:
+        return None
 
 
 def moment_option(text: str) -> str | float:
