@@ -167,3 +167,56 @@ def test_a_chip_is_looked_for_among_chips_that_have_no_number(dump_file: Path) -
     dump_file.write_text(dump_file.read_text().replace('"asic_id": null', '"asic_id": "n/a"'))
     assert main(["peaks", str(dump_file), "-d", "0x12"]) == 1
     assert main(["peaks", str(dump_file), "-d", "0"]) == 0
+
+
+@pytest.mark.parametrize("text", ["[1,2]", "[]", '[{"a": 1}]', '{"graph": []}', '{"graph": [7]}'])
+@pytest.mark.parametrize(
+    "verb",
+    [["replay"], ["replay", "--dump"], ["explain"], ["fit", "--cb", "1KiB", "--cores", "0-0:1-1"], ["fragmentation"]],
+    ids=" ".join,
+)
+def test_a_list_that_holds_no_node_is_no_capture(
+    directory: Path, capsys: pytest.CaptureFixture[str], text: str, verb: list[str]
+) -> None:
+    path = directory / "list.json"
+    path.write_text(text)
+    assert main([verb[0], str(path), *verb[1:]]) == 4
+    said = capsys.readouterr().err
+    assert "is no graph capture" in said
+    assert "is published" not in said
+
+
+@pytest.mark.parametrize(
+    "verb", [["replay"], ["explain"], ["fit", "--cb", "1KiB", "--cores", "0-0:1-1", "--l1", "1MiB"]], ids=" ".join
+)
+def test_a_capture_that_breaks_off_is_answered_up_to_there_and_4(
+    directory: Path, capsys: pytest.CaptureFixture[str], verb: list[str]
+) -> None:
+    whole = MLP.read_bytes()
+    cut = directory / "cut.json"
+    cut.write_bytes(whole[: len(whole) // 2])
+    assert main([verb[0], str(cut), *verb[1:]]) == 4
+    out, err = capsys.readouterr()
+    assert "breaks off after" in err
+    assert out or verb == ["replay"]
+
+
+def test_a_clash_before_a_capture_breaks_off_is_still_3(directory: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    whole = (CAPTURES / "n150_clash_8.json").read_bytes()
+    cut = directory / "cut.json"
+    cut.write_bytes(whole.rstrip()[:-2])
+    assert main(["explain", str(cut), "--json"]) == 3
+    assert "breaks off after" in capsys.readouterr().err
+
+
+def test_a_dump_of_a_replay_without_devices_shows_no_other_ones(
+    directory: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = directory / "bare.json"
+    path.write_text('[{"counter": 0, "node_type": "capture_start"}, {"counter": 1, "node_type": "capture_end"}]')
+    with ttmem.publish(7):
+        assert main(["replay", str(path), "--dump"]) == 1
+        out, err = capsys.readouterr()
+        assert (out, "nothing to show" in err) == ("", True)
+        assert main(["replay", str(path), "--dump", "--json"]) == 1
+    assert json.loads(capsys.readouterr().out)["devices"] == []

@@ -97,9 +97,10 @@ class CaptureReader:
         """Yield every node in the order of the file, as JSON has it and unchecked.
 
         Raises:
-            CaptureError: the file cannot be read on; every node before was yielded.
+            CaptureError: the file cannot be read on, or none of what it holds is a node; all before was yielded.
         """
         count = 0
+        is_capture = False
         try:
             with self._open(track=True) as file, ExitStack() as stack:
                 # The last position outlives the file.
@@ -107,6 +108,7 @@ class CaptureReader:
                 prefix = "graph.item" if self.is_report else "item"
                 for node in ijson.items(_Checked(_skip_mark(file)), prefix, use_float=True):
                     count += 1
+                    is_capture = is_capture or (isinstance(node, Mapping) and isinstance(node.get("node_type"), str))
                     yield node
                     # The rest of a report can be a hundred times larger than its graph.
                     if self.is_report and isinstance(node, Mapping) and node.get("node_type") == "capture_end":
@@ -114,8 +116,10 @@ class CaptureReader:
         except _UNREADABLE as error:
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise CaptureError(f"{self.path} breaks off after {count} nodes: {reason}") from error
-        if self.is_report and not count:
-            raise CaptureError(f'{self.path} is no graph capture: it has no nodes under "graph"')
+        if not is_capture:
+            where = ' under "graph"' if self.is_report else ""
+            found = f"none of its {count} entries{where} is a node" if count else f"it has no nodes{where}"
+            raise CaptureError(f"{self.path} is no graph capture: {found}")
 
     def geometries(self) -> dict[int, Geometry]:
         """Return what a report's "devices" tells, by chip id; nothing for a bare list of nodes.

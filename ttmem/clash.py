@@ -408,11 +408,13 @@ class CaptureJudgement:
         findings: one for each program and core range, those with the least room first.
         watch: what judged them, with the buffers that are live at the end.
         notices: what people should know, among them what is wrong with the capture.
+        complete: False if the file broke off, and was judged up to there.
     """
 
     findings: list[Finding]
     watch: ClashWatch
     notices: list[str]
+    complete: bool = True
 
 
 def judge_capture(path: str | os.PathLike[str], *, geometry: Geometry | None = None) -> CaptureJudgement:
@@ -446,12 +448,12 @@ def judge_capture(path: str | os.PathLike[str], *, geometry: Geometry | None = N
         for node in reader.nodes():
             interpreter.feed(node)
     except CaptureError as error:
-        if not interpreter.counts.nodes:
+        if not watch.chips:
             raise
         notices.append(f"{error}: judged up to there")
         complete = False
     interpreter.finish(complete=complete)
-    return CaptureJudgement(watch.findings(), watch, notices + interpreter.warnings.texts())
+    return CaptureJudgement(watch.findings(), watch, notices + interpreter.warnings.texts(), complete)
 
 
 def judge_device(device: Mapping[str, Any], buffers: Sequence[LiveBuffer] = ()) -> list[Finding]:

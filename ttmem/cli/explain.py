@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from ttmem.clash import Finding, judge_capture, judge_device, live_buffers
-from ttmem.cli import EXIT_CONDITION, EXIT_DONE
+from ttmem.cli import EXIT_CONDITION, EXIT_DONE, EXIT_UNREADABLE
 from ttmem.cli.screens import add_no_color, screen_of, write
 from ttmem.cli.sources import (
     NothingError,
@@ -40,7 +40,7 @@ from ttmem.views.explain import render_findings
 from ttmem.views.text import Screen, wrap
 
 _EPILOG = """\
-exit codes: 0 no clash; 1 nothing to read; 2 wrong usage; 3 a clash was found; 4 unreadable
+exit codes: 0 no clash; 1 nothing to read; 2 wrong usage; 3 a clash was found; 4 unreadable, or not to its end
 
 examples:
   python -m ttmem explain capture.json            every dispatch of a capture
@@ -137,6 +137,7 @@ def _body(args: argparse.Namespace, tell: Tell) -> int:
     if len(sources) > 2 or (len(sources) == 2 and sources[0] != "-"):
         raise UsageError("expected one SOURCE, or - and a dump that an error text is explained with")
     text = None
+    complete = True
     if sources[:1] == ["-"] or (not sources and not args.device and piped_stdin()):
         stdin = getattr(sys.stdin, "buffer", None)
         text = sys.stdin.read() if stdin is None else stdin.read().decode("utf-8", "replace")
@@ -158,6 +159,7 @@ def _body(args: argparse.Namespace, tell: Tell) -> int:
         kind = kind_of_file(sources[0])
         if kind == "capture":
             judgement = judge_capture(sources[0], geometry=geometry)
+            complete = judgement.complete
             for notice in judgement.notices:
                 tell(notice)
             chips = select_chips((f.device_id for f in judgement.findings if f.device_id is not None), args.device)
@@ -167,7 +169,8 @@ def _body(args: argparse.Namespace, tell: Tell) -> int:
             if kind == "recording" and not any("buffers" in device for device in dump.devices):
                 tell("the live buffers of this moment are not recorded: those that clash cannot be named")
             findings = _judge(Dump(select_devices(dump, args.device)), tell)
-    return _show(findings, args)
+    code = _show(findings, args)
+    return code if complete or code != EXIT_DONE else EXIT_UNREADABLE
 
 
 def _show(findings: Sequence[Finding], args: argparse.Namespace) -> int:

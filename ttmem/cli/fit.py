@@ -19,7 +19,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ttmem.clash import judge_capture
-from ttmem.cli import EXIT_CONDITION, EXIT_DONE
+from ttmem.cli import EXIT_CONDITION, EXIT_DONE, EXIT_NOTHING, EXIT_UNREADABLE
 from ttmem.cli.screens import add_no_color, screen_of, write
 from ttmem.cli.sources import (
     NothingError,
@@ -46,7 +46,8 @@ from ttmem.views.fit import render_fit
 from ttmem.views.text import wrap
 
 _EPILOG = """\
-exit codes: 0 it fits; 1 nothing to read, or not enough is known; 2 wrong usage; 3 it does not fit; 4 unreadable
+exit codes: 0 it fits; 1 nothing to read, or not enough is known; 2 wrong usage; 3 it does not fit; 4 unreadable, or not to its
+end
 
 examples:
   python -m ttmem fit --cb 8x2048x2 --cores 0-0:7-7 --l1 1.3MiB
@@ -125,8 +126,12 @@ def _of_device(device: Mapping[str, Any], given: Geometry, shared: int | None) -
     )
 
 
-def _of_capture(args: argparse.Namespace, given: Geometry, shared: int | None, tell: Tell) -> list[Room]:
-    """Return the room on the chips of a capture, at the moment when its L1 buffers reached lowest."""
+def _of_capture(args: argparse.Namespace, given: Geometry, shared: int | None, tell: Tell) -> tuple[list[Room], bool]:
+    """Return the room on the chips of a capture, at the moment when its L1 buffers reached lowest.
+
+    Returns:
+        The room of each, and whether the capture was read to its end.
+    """
     judgement = judge_capture(args.source, geometry=given)
     wide = any(_columns(finding.core_range) > 8 for finding in judgement.findings)
     rooms = []
@@ -148,7 +153,7 @@ def _of_capture(args: argparse.Namespace, given: Geometry, shared: int | None, t
     if not rooms:
         raise NothingError(f"{args.source} has neither circular buffers nor L1 buffers")
     chosen = select_chips(judgement.watch.chips, args.device)
-    return [room for room in rooms if room.device_id in chosen]
+    return [room for room in rooms if room.device_id in chosen], judgement.complete
 
 
 def _columns(core_range: str | None) -> int:
@@ -156,7 +161,7 @@ def _columns(core_range: str | None) -> int:
     return 0 if box is None else box.end.x + 1
 
 
-def _rooms(args: argparse.Namespace, tell: Tell) -> list[Room]:
+def _rooms(args: argparse.Namespace, tell: Tell) -> tuple[list[Room], bool]:
     given = geometry_of(args)
     shared = None if args.l1 is None else _size(args.l1, "--l1")
     if args.source is not None:
@@ -164,11 +169,11 @@ def _rooms(args: argparse.Namespace, tell: Tell) -> list[Room]:
         if kind == "capture":
             return _of_capture(args, given, shared, tell)
         devices = select_devices(dump_of_file(args.source, kind, args.at), args.device)
-        return [_of_device(device, given, shared) for device in devices]
+        return [_of_device(device, given, shared) for device in devices], True
     if args.device is None and (shared is not None or given.worker_l1_size is not None):
-        return [_thought_of(given, shared)]
+        return [_thought_of(given, shared)], True
     dump: Dump = live_devices(args.device, tell, buffers=False)
-    return [_of_device(device, given, shared) for device in dump.devices]
+    return [_of_device(device, given, shared) for device in dump.devices], True
 
 
 def _suggest(args: argparse.Namespace, tell: Tell) -> int:
@@ -213,7 +218,8 @@ def _body(args: argparse.Namespace, tell: Tell) -> int:
         raise UsageError(str(error)) from error
     taken = sum(_size(text, "--buffer") for text in args.buffer or ())
     try:
-        answers = [fit(specs, room, taken=taken) for room in _rooms(args, tell)]
+        rooms, complete = _rooms(args, tell)
+        answers = [fit(specs, room, taken=taken) for room in rooms]
     except InvalidIntervalError as error:
         raise UsageError(str(error)) from error
     fits = all(answer.fits for answer in answers)
@@ -231,7 +237,9 @@ def _body(args: argparse.Namespace, tell: Tell) -> int:
         write("\n".join(render_fit(answer, screen) for answer in answers))
     if not fits:
         return EXIT_CONDITION
-    return EXIT_DONE if not unknown else 1
+    if not complete:
+        return EXIT_UNREADABLE
+    return EXIT_DONE if not unknown else EXIT_NOTHING
 
 
 def main(argv: Sequence[str] | None = None) -> int:

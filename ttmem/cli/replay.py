@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from types import FrameType
@@ -158,16 +159,20 @@ def _run(args: argparse.Namespace) -> int:
     )
     note = (lambda text: None) if args.quiet else _say
     bar = _ProgressBar(not args.quiet)
-    shown: list[int] = []
-    lost: list[str] = []
+    published = False
+    lost: dict[int, str] = {}
 
     def publish(device_id: int, **options: Any) -> Any:
         publisher = ttmem.publish(device_id, **{"origin": "replay", **options})
         if publisher.published:
-            shown.append(device_id)
+            nonlocal published
+            published = True
         else:
-            lost.append(_why_lost(publisher))
+            lost[device_id] = _why_lost(publisher)
         return publisher
+
+    def shown() -> list[int]:
+        return [device_id for device_id in summary.device_ids if device_id not in lost]
 
     told: dict[str, Any] = {"device_id": args.device_id, "geometry": geometry, "speed": args.speed, "on_progress": bar}
     try:
@@ -184,24 +189,26 @@ def _run(args: argparse.Namespace) -> int:
             try:
                 summary: Any = replay.run()
                 # What publishes nothing would turn round and round as fast as it can.
-                while args.loop and summary.error is None and shown:
+                while args.loop and summary.error is None and published:
                     summary = replay.run()
             finally:
                 bar.close()
             for warning in summary.warnings:
                 note(warning)
             if summary.error is not None:
-                _say(f"{summary.error}" + ("; what came before it is published" if shown else ""))
+                _say(f"{summary.error}" + ("; what came before it is published" if shown() else ""))
             if lost:
-                _say(f"{'' if shown else 'nothing is published: '}{lost[0]}")
+                _say(("" if published else "nothing is published: ") + next(iter(lost.values())))
             told_code = EXIT_DONE
-            if args.dump and (shown or args.json or not lost):
-                told_code = _dump(summary.device_ids, args.json)
+            if args.dump:
+                if not shown() and not lost and summary.error is None:
+                    _say("no device is published at the end: there is nothing to show")
+                told_code = _dump(shown(), args.json)
             elif args.json:
                 write(json.dumps(_summary_object(summary), indent=2) + "\n")
-            if args.hold is not None and (shown or not lost):
+            if args.hold is not None and (published or not lost):
                 if not args.quiet:
-                    ids = ", ".join(map(str, shown)) or "none"
+                    ids = ", ".join(map(str, shown())) or "none"
                     what = f"{summary.moments} moments" if recorded else f"{summary.counts.nodes} nodes"
                     until = f"for {args.hold:g} s or until" if args.hold else "until"
                     _say(f"replayed {what}; holding device {ids} {until} SIGINT or SIGTERM")
@@ -227,7 +234,14 @@ def _why_lost(publisher: Any) -> str:
 def _dump(device_ids: Sequence[int], as_json: bool) -> int:
     from ttmem.cli import dump
 
-    wanted = ["-d", ",".join(map(str, device_ids))] if device_ids else []
+    if not device_ids:
+        # Without -d it would be every device of this host.
+        if as_json:
+            from ttmem.snapshot import whole
+
+            write(json.dumps(whole([], taken_ns=time.time_ns()), indent=2) + "\n")
+        return EXIT_NOTHING
+    wanted = ["-d", ",".join(map(str, device_ids))]
     return dump.main([*wanted, "--source", "ttmem", *(["--json"] if as_json else [])])
 
 
