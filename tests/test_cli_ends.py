@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -12,6 +13,9 @@ import pytest
 
 import ttmem
 from ttmem.__main__ import main
+from ttmem.dumps import read_live
+from ttmem.frames import MARK
+from ttmem.recording import RecordingWriter
 
 CAPTURES = Path(__file__).parent / "captures"
 MLP = CAPTURES / "n150_mlp.json"
@@ -220,3 +224,204 @@ def test_a_dump_of_a_replay_without_devices_shows_no_other_ones(
         assert (out, "nothing to show" in err) == ("", True)
         assert main(["replay", str(path), "--dump", "--json"]) == 1
     assert json.loads(capsys.readouterr().out)["devices"] == []
+
+
+@pytest.fixture
+def recording_file(directory: Path, capsys: pytest.CaptureFixture[str]) -> Path:
+    """Return a recording of many moments, of which the first and the last are key frames."""
+    path = directory / "run.ttmem"
+    with ttmem.publish(0, arch="wormhole_b0", grid=(8, 8), l1_cb_base=105664, l1_small_size=24576) as publisher:
+        publisher.allocate("DRAM", 4096)
+        with RecordingWriter(path) as writer:
+            writer.write(read_live(), key=True)
+            for _ in range(20):
+                publisher.allocate("DRAM", 4096)
+                writer.write(read_live())
+            writer.write(read_live(), key=True)
+    capsys.readouterr()
+    return path
+
+
+def damage(path: Path) -> Path:
+    """Return a copy of a recording in which the first half cannot be read, up to its last key frame."""
+    data = bytearray(path.read_bytes())
+    first = data.index(MARK)
+    data[first + 4 : first + 200] = bytes(196)
+    out = path.with_name("damaged.ttmem")
+    out.write_bytes(data)
+    return out
+
+
+READING = [
+    ["dump"],
+    ["dump", "--json"],
+    ["dump", "--html", "-"],
+    ["peaks"],
+    ["explain"],
+    ["fit", "--cb", "1KiB", "--cores", "0-0:7-7"],
+    ["fragmentation"],
+    ["replay"],
+    ["record", "--json"],
+]
+
+
+@pytest.mark.parametrize("verb", READING, ids=" ".join)
+def test_what_is_damaged_of_a_recording_is_told(
+    recording_file: Path, capsys: pytest.CaptureFixture[str], verb: list[str]
+) -> None:
+    assert main([verb[0], str(damage(recording_file)), *verb[1:]]) == 0
+    assert "are damaged and left out" in capsys.readouterr().err
+    assert main([verb[0], str(recording_file), *verb[1:]]) == 0
+    assert "are damaged" not in capsys.readouterr().err
+
+
+def test_the_one_moment_that_damage_left_is_not_compared_with_itself(
+    recording_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["diff", str(recording_file), "--fail-on-leak"]) == 3
+    capsys.readouterr()
+    assert main(["diff", str(damage(recording_file)), "--fail-on-leak"]) == 4
+    said = capsys.readouterr().err
+    assert "are damaged and left out" in said
+    assert "nothing to compare" in said
+    assert main(["diff", str(recording_file), str(damage(recording_file))]) == 0
+    assert "are damaged and left out" in capsys.readouterr().err
+
+
+def test_a_recording_of_one_moment_says_that_it_is_compared_with_itself(
+    directory: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with ttmem.publish(0), RecordingWriter(directory / "one.ttmem") as writer:
+        writer.write(read_live())
+    assert main(["diff", str(directory / "one.ttmem")]) == 0
+    assert "compared with itself" in capsys.readouterr().err
+
+
+ANSWERING = [*READING, ["diff"], ["lockstep"], ["export", "--visualizer", "{}/report"]]
+
+
+@pytest.mark.parametrize("verb", ANSWERING, ids=" ".join)
+def test_a_recording_without_a_moment_is_nothing_to_read(
+    directory: Path, capsys: pytest.CaptureFixture[str], verb: list[str]
+) -> None:
+    path = directory / "empty.ttmem"
+    RecordingWriter(path).close()
+    assert main([verb[0], str(path), *(word.format(directory) for word in verb[1:])]) == 1
+    assert "the recording holds no moment yet" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("verb", ANSWERING, ids=" ".join)
+def test_a_recording_of_which_nothing_is_whole_is_unreadable(
+    recording_file: Path, capsys: pytest.CaptureFixture[str], verb: list[str]
+) -> None:
+    data = recording_file.read_bytes()
+    head, *frames = data.split(MARK)
+    broken = recording_file.with_name("broken.ttmem")
+    broken.write_bytes(MARK.join([head, *(b"\0" * len(frame) for frame in frames)]))
+    assert main([verb[0], str(broken), *(word.format(broken.parent) for word in verb[1:])]) == 4
+    assert "can be read" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("verb", ANSWERING, ids=" ".join)
+def test_garbage_is_unreadable(directory: Path, capsys: pytest.CaptureFixture[str], verb: list[str]) -> None:
+    path = directory / "garbage"
+    path.write_bytes(bytes(range(256)) * 20)
+    assert main([verb[0], str(path), *(word.format(directory) for word in verb[1:])]) == 4
+    assert str(path) in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("verb", ANSWERING, ids=" ".join)
+def test_a_file_that_is_not_there_is_nothing_to_read(
+    directory: Path, capsys: pytest.CaptureFixture[str], verb: list[str]
+) -> None:
+    assert main([verb[0], str(directory / "none"), *(word.format(directory) for word in verb[1:])]) == 1
+    assert "Errno" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("text", "code"), [("garbage", 4), (None, 1)])
+def test_top_ends_as_the_others_do(directory: Path, text: str | None, code: int) -> None:
+    path = directory / "file"
+    if text is not None:
+        path.write_text(text)
+    master, slave = os.openpty()
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", "ttmem", "top", "--replay", str(path)],
+            stdin=slave,
+            stdout=slave,
+            stderr=slave,
+            timeout=60,
+            check=False,
+        )
+        assert done.returncode == code
+        assert str(path).encode() in os.read(master, 65536)
+    finally:
+        os.close(master)
+        os.close(slave)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["record", "-o", "{0}/x", "--duration", "0.01"],
+        ["record", "{1}", "--export", "csv", "-o", "{0}/x"],
+        ["dump", "{1}", "--html", "{0}/x"],
+        ["export", "{1}", "--visualizer", "/dev/null/x"],
+    ],
+    ids=" ".join,
+)
+def test_an_output_that_cannot_be_written_is_wrong_usage(
+    recording_file: Path, capsys: pytest.CaptureFixture[str], words: list[str]
+) -> None:
+    nowhere = recording_file.with_name("nowhere")
+    assert main([word.format(nowhere, recording_file) for word in words]) == 2
+    said = capsys.readouterr().err
+    assert "choose a file that can be written" in said
+    assert "Errno" not in said
+
+
+@pytest.mark.parametrize("verb", ["dump", "exporter"])
+def test_another_source_that_publishes_is_named(directory: Path, capsys: pytest.CaptureFixture[str], verb: str) -> None:
+    once = ["--once"] if verb == "exporter" else []
+    with ttmem.publish(3):
+        assert main([verb, "--source", "tt-metal", *once]) == 1
+    assert "TT-Metal publishes no device in" in (said := capsys.readouterr().err)
+    assert "ttmem does: 3; leave out --source tt-metal" in said
+    assert main([verb, "--source", "tt-metal", *once]) == 1
+    assert "no device is published in" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("verb", [v for v in ANSWERING if v[0] not in ("replay", "record", "diff")], ids=" ".join)
+def test_a_dump_without_devices_is_not_taken_for_shared_memory(
+    directory: Path, capsys: pytest.CaptureFixture[str], verb: list[str]
+) -> None:
+    path = directory / "empty.json"
+    path.write_text('{"schema": 1, "devices": []}')
+    assert main([verb[0], str(path), *(word.format(directory) for word in verb[1:])]) == 1
+    said = capsys.readouterr().err
+    assert str(path) in said
+    assert "is published" not in said
+
+
+@pytest.mark.parametrize("verb", [v for v in ANSWERING if v[0] not in ("replay", "record", "lockstep")], ids=" ".join)
+def test_a_device_that_is_missing_is_named_beside_those_that_are_there(
+    dump_file: Path, capsys: pytest.CaptureFixture[str], verb: list[str]
+) -> None:
+    both = [str(dump_file)] * (2 if verb[0] == "diff" else 1)
+    words = [verb[0], *both, *(word.format(dump_file.parent) for word in verb[1:])]
+    assert main([*words, "-d", "0,9"]) == 0
+    assert "no such device: 9" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("verb", ["dump", "peaks", "explain"])
+def test_a_negative_device_is_wrong_usage(directory: Path, capsys: pytest.CaptureFixture[str], verb: str) -> None:
+    assert main([verb, "-d", "-1"]) == 2
+    assert "expected a device id" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("verb", [["peaks"], ["lockstep"], ["export", "--visualizer", "report"]], ids=" ".join)
+def test_a_verb_names_only_files_that_it_takes(
+    directory: Path, capsys: pytest.CaptureFixture[str], verb: list[str]
+) -> None:
+    assert main(verb) == 1
+    assert "name a dump or a recording" in capsys.readouterr().err

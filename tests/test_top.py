@@ -17,6 +17,7 @@ from typing import Any
 import made_devices as made
 import pytest
 
+from ttmem import recording as opened
 from ttmem.cli import top as command
 from ttmem.dumps import Dump
 from ttmem.errors import CaptureError
@@ -971,6 +972,9 @@ def test_a_replay_that_ended_plays_again(tmp_path: Path) -> None:
 
 def test_a_recording_is_opened_by_its_reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Recording(list):
+        path, damaged_bytes, damage = "f", 0, ""
+        require_moments = opened.Recording.require_moments
+
         def dump(self, index: int) -> Dump:
             return self[index]
 

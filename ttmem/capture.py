@@ -68,7 +68,7 @@ class CaptureReader:
             with self._open() as file:
                 start = file.read(4096).removeprefix(b"\xef\xbb\xbf").lstrip()[:1]
         except (OSError, EOFError, zlib.error) as error:
-            raise CaptureError(f"cannot read {self.path}: {error}") from error
+            raise CaptureError(f"cannot read {self.path}: {getattr(error, 'strerror', None) or error}") from error
         if start not in (b"[", b"{"):
             raise CaptureError(
                 f"{self.path} is no graph capture: expected a JSON list of nodes or a report, found "

@@ -13,7 +13,7 @@ from typing import Any
 
 import ijson  # type: ignore[import-untyped]
 
-from ttmem.errors import TtmemError
+from ttmem.errors import CaptureError, TtmemError
 from ttmem.model import BufferType
 
 RECORDING_MAGIC = b"ttmemrec"
@@ -42,6 +42,10 @@ _MEMBERS = ("device_id", "asic_id", "arch", "source", "state", "updated_ns", "pr
 
 class DumpError(TtmemError, ValueError):
     """A file holds no device objects that can be read."""
+
+
+class EmptyFileError(CaptureError):
+    """A file is of a kind that can be read, and there is nothing in it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +97,7 @@ def kind_of_file(path: str | os.PathLike[str]) -> str:
                         if value == "graph":
                             return "capture"
     except (OSError, EOFError, zlib.error, ijson.JSONError, ValueError, RecursionError) as error:
-        raise DumpError(f"cannot read {os.fspath(path)}: {error}") from error
+        raise DumpError(f"cannot read {os.fspath(path)}: {getattr(error, 'strerror', None) or error}") from error
     raise DumpError(
         f"{os.fspath(path)} is no graph capture, no dump and no recording: make a dump with `ttmem-dump --json`"
     )
@@ -126,7 +130,7 @@ def read_dump(path: str | os.PathLike[str]) -> Dump:
         with gzip.open(path, "rb") if gzipped else open(path, "rb") as file:
             text = file.read(MAX_DUMP_BYTES + 1)
     except (OSError, EOFError, zlib.error) as error:
-        raise DumpError(f"cannot read {name}: {error}") from error
+        raise DumpError(f"cannot read {name}: {getattr(error, 'strerror', None) or error}") from error
     if len(text) > MAX_DUMP_BYTES:
         raise DumpError(f"{name} is larger than {MAX_DUMP_BYTES} bytes: no dump is")
     return dump_of_text(text, name)

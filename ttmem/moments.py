@@ -8,14 +8,20 @@ import zlib
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
-from ttmem.errors import CaptureError
+from ttmem.errors import CaptureError, TtmemError
 
 FIGURES = frozenset(("device_id", "asic_id", "memory", "l1_accounting"))
 """The members of a device that tell its totals."""
 
 
 class Frames(Protocol):
-    """Moments in a file."""
+    """Moments in a file.
+
+    Attributes:
+        problems: what of it cannot be read, for people.
+    """
+
+    problems: list[str]
 
     def __len__(self) -> int:
         """Return how many there are."""
@@ -42,6 +48,7 @@ class DumpFile:
 
     def __init__(self, path: str) -> None:
         self._path = path
+        self.problems: list[str] = []
         try:
             data = Path(path)
             self._file: BinaryIO = data.open("rb")
@@ -130,16 +137,19 @@ class RecordingFile:
         path: the file.
 
     Raises:
-        CaptureError: it holds no moment.
+        TtmemError: it holds no moment, or cannot be read.
     """
 
     def __init__(self, path: str) -> None:
         from ttmem.recording import open_recording  # so that a dump needs no NumPy
 
         self._recording = open_recording(path)
-        if not len(self._recording):
+        try:
+            self._recording.require_moments()
+        except TtmemError:
             self._recording.close()
-            raise CaptureError(f"{path}: the recording holds no moment yet")
+            raise
+        self.problems = [self._recording.damage] if self._recording.damage else []
 
     def __len__(self) -> int:
         return len(self._recording)
@@ -171,6 +181,7 @@ class ReportFile:
         from ttmem.dumps import read_dump  # so that a live screen needs no parser of captures
 
         self._frame = read_dump(path).to_dict()
+        self.problems: list[str] = []
 
     def __len__(self) -> int:
         return 1

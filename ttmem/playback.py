@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from ttmem.cores import CoreRangeSet, rectangles_of
+from ttmem.dumps import EmptyFileError
 from ttmem.errors import InvalidArgumentError, TtmemError
 from ttmem.frames import UNKNOWN
 from ttmem.model import CB_KINDS, BufferType, CircularBuffer, Geometry
@@ -491,11 +492,16 @@ class Playback:
     def run(self) -> PlaybackSummary:
         """Play the recording from its beginning, once. Damage is passed over, and the summary says so."""
         times = self._recording.times_ns
-        started_ns, error, moments = self.clock_ns(), None, 0
-        if self._recording.damaged_bytes:
-            self._warn(f"{self._recording.damaged_bytes} bytes of the recording are damaged and left out")
-        if not times:
-            self._warn("the recording holds no moment yet")
+        started_ns, moments = self.clock_ns(), 0
+        error: TtmemError | None = None
+        if self._recording.damage:
+            self._warn(self._recording.damage)
+        try:
+            self._recording.require_moments()
+        except EmptyFileError as caught:
+            self._warn(str(caught))
+        except TtmemError as caught:
+            error = caught
         for index, taken_ns in enumerate(times):
             if self.speed is not None:
                 wait_ns = started_ns + max(0, taken_ns - times[0]) / self.speed - self.clock_ns()

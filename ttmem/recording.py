@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from ttmem.dumps import RECORDING_MAGIC, Dump
+from ttmem.dumps import RECORDING_MAGIC, Dump, EmptyFileError
 from ttmem.errors import TtmemError
 from ttmem.frames import (
     CHECKED,
@@ -294,7 +294,7 @@ class Recording:
                 if len(header) == HEADER.size:
                     self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         except OSError as error:
-            raise RecordingError(f"cannot read {self.path}: {error}") from error
+            raise RecordingError(f"cannot read {self.path}: {error.strerror or error}") from error
         if not RECORDING_MAGIC.startswith(header[:8]):
             self.close()
             raise RecordingError(f"{self.path} is no recording: make one with python -m ttmem record -o FILE")
@@ -338,6 +338,23 @@ class Recording:
 
     def __len__(self) -> int:
         return len(self._frames)
+
+    @property
+    def damage(self) -> str:
+        """What is damaged, for people; empty if nothing is."""
+        return f"{self.damaged_bytes} bytes of {self.path} are damaged and left out" if self.damaged_bytes else ""
+
+    def require_moments(self) -> None:
+        """Make sure that there is a moment to read.
+
+        Raises:
+            EmptyFileError: there is none.
+            RecordingError: there is none that is whole.
+        """
+        if not len(self) and self.damaged_bytes:
+            raise RecordingError(f"no moment of {self.path} can be read: {self.damaged_bytes} bytes are damaged")
+        if not len(self):
+            raise EmptyFileError(f"{self.path}: the recording holds no moment yet")
 
     def __getitem__(self, index: int) -> Dump:
         """Return the dump of one moment; negative counts from the end."""

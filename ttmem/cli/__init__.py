@@ -96,6 +96,13 @@ def stdout() -> Iterator[TextIO]:
         ) from error
 
 
+def holds_nothing(error: BaseException) -> bool:
+    """Tell whether a file could not be read because there is none, or nothing in it: exit code 1 and not 4."""
+    from ttmem.dumps import EmptyFileError  # so that --help costs nothing
+
+    return isinstance(error, (FileNotFoundError, EmptyFileError)) or isinstance(error.__cause__, FileNotFoundError)
+
+
 def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argparse.Namespace | int:
     """Return the arguments, or, where there is nothing left to do, the exit code."""
     try:

@@ -15,10 +15,18 @@ from collections.abc import Callable, Sequence
 
 from ttmem.cli import EXIT_CONDITION, EXIT_DONE
 from ttmem.cli.screens import add_no_color, screen_of, write
-from ttmem.cli.sources import UnreadableError, UsageError, add_device, device_filter, run, verb_parser
+from ttmem.cli.sources import (
+    UnreadableError,
+    UsageError,
+    absent,
+    add_device,
+    device_filter,
+    opened_recording,
+    run,
+    verb_parser,
+)
 from ttmem.diff import diff
 from ttmem.dumps import Dump, DumpError, dump_of_text, kind_of_file, read_dump, read_live
-from ttmem.recording import open_recording
 from ttmem.units import format_bytes, parse_size
 from ttmem.views.diff import render_diff
 
@@ -46,7 +54,7 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _load(name: str, *, first: bool = False) -> Dump:
+def _load(name: str, tell: Callable[[str], None]) -> Dump:
     if name == "live":
         return read_live()
     if name == "-":
@@ -55,11 +63,19 @@ def _load(name: str, *, first: bool = False) -> Dump:
     if kind == "dump":
         return read_dump(name)
     if kind == "recording":
-        with open_recording(name) as recording:
-            if not len(recording):
-                raise UnreadableError(f"{name} is a recording without any moment in it")
-            return recording[0 if first else len(recording) - 1]
+        with opened_recording(name, tell) as recording:
+            return recording[-1]
     raise DumpError(f"{name} is a graph capture: replay it with --hold and dump it at two moments, or see explain")
+
+
+def _both_ends(name: str, tell: Callable[[str], None]) -> tuple[Dump, Dump]:
+    """Return the first and the last moment of a recording."""
+    with opened_recording(name, tell) as recording:
+        if len(recording) == 1 and recording.damage:
+            raise UnreadableError(f"only one moment of {name} can be read: there is nothing to compare it with")
+        if len(recording) == 1:
+            tell(f"{name} holds one moment only: it is compared with itself")
+        return recording[0], recording[-1]
 
 
 def _body(args: argparse.Namespace, tell: Callable[[str], None]) -> int:
@@ -70,11 +86,14 @@ def _body(args: argparse.Namespace, tell: Callable[[str], None]) -> int:
     if args.b is None:
         if args.a in ("-", "live") or kind_of_file(args.a) != "recording":
             raise UsageError("expected A and B; only a recording is compared with itself")
-        a, b = _load(args.a, first=True), _load(args.a)
+        a, b = _both_ends(args.a, tell)
     else:
-        a, b = _load(args.a), _load(args.b)
+        a, b = _load(args.a, tell), _load(args.b, tell)
     test = device_filter(args.device)
     a, b = (Dump([d for d in dump.devices if test(d)], dump.taken_ns, dump.host) for dump in (a, b))
+    missing = absent(args.device, (*a.devices, *b.devices))
+    if missing:
+        tell(f"no such device: {', '.join(missing)}")
     found = diff(a, b)
     if not found:
         tell("neither side has a device to compare")

@@ -21,12 +21,22 @@ from ttmem.cli import (
     EXIT_UNREADABLE,
     EXIT_USAGE,
     ends_well,
+    holds_nothing,
     parse,
     seconds_between,
 )
 from ttmem.cli.page import PageFile
 from ttmem.cli.screens import add_no_color, screen_of, write
-from ttmem.cli.selection import UsageError, add_device, device_filter, moment_option
+from ttmem.cli.selection import (
+    UsageError,
+    absent,
+    add_device,
+    device_filter,
+    moment_option,
+    no_such,
+    nothing_published,
+    unusable,
+)
 from ttmem.errors import TtmemError
 from ttmem.views import fields
 from ttmem.views.address import render_map
@@ -243,7 +253,7 @@ class _Dump:
             try:
                 self.said(self.page.write(snapshots, devices, now_ns, host=self.host, timeline=self.timeline))
             except OSError as error:
-                raise UsageError(f"--html {args.html}: {error.strerror}: choose a file that can be written") from error
+                raise unusable("--html", args.html, error) from error
             if args.only_html:
                 return ""
         if args.json:
@@ -295,8 +305,8 @@ class _Dump:
         except (TtmemError, OSError) as error:
             # --json promises the object, whatever happens to what it is read from.
             self.tell(str(error))
-            missing = args.file is not None and not os.path.exists(args.file)
-            return self.render((), (), now_ns, screen), EXIT_NOTHING if missing else EXIT_UNREADABLE
+            code = EXIT_NOTHING if args.file is not None and holds_nothing(error) else EXIT_UNREADABLE
+            return self.render((), (), now_ns, screen), code
         pairs = [(snapshot, snapshot.to_dict()) for snapshot in reading.devices]
         every = [device for _, device in pairs]
         now_ns = reading.taken_ns
@@ -313,6 +323,9 @@ class _Dump:
         self.first = False
         if not devices:
             return text, self.nothing(reading, every)
+        missing = absent(args.device, every)
+        if missing:
+            self.tell(no_such(missing, every))
         if all(device.get("state") in ("foreign-version", "unreadable") for device in devices):
             return text, EXIT_UNREADABLE
         code = EXIT_DONE
@@ -328,8 +341,7 @@ class _Dump:
     def nothing(self, reading: Any, every: Sequence[Any]) -> int:
         """Say why there is no device, and what helps; return the exit code."""
         if every:
-            there = ", ".join(str(device.get("device_id")) for device in every)
-            self.tell(f"no such device: {', '.join(self.args.device)}; there is {there}")
+            self.tell(no_such(absent(self.args.device, every), every))
             return EXIT_NOTHING
         if self.args.file is not None:
             self.tell(f"{self.args.file}: no device at that moment")
@@ -337,12 +349,7 @@ class _Dump:
         if reading.found:
             self.tell(f"{reading.found} file(s) found, none of them readable")
             return EXIT_UNREADABLE
-        from ttmem.segment import shm_directory  # so that --help costs nothing
-
-        self.tell(
-            f"no device is published in {shm_directory()}: start a program that uses ttmem.publish, ttmem-replay "
-            "CAPTURE --hold, or TT-Metal with its memory tracking on"
-        )
+        self.tell(nothing_published(self.args.source))
         return EXIT_NOTHING
 
 

@@ -67,11 +67,10 @@ def build_parser() -> argparse.ArgumentParser:
 def _at_hand(paths: Sequence[str], wanted: Sequence[str] | None, tell: Tell) -> Dump:
     """Return the devices that an error text is explained with; none is fine."""
     if paths:
-        dump = dump_of_file(paths[0], kind_of_file(paths[0]), buffers=True)
-        return Dump(select_devices(dump, wanted), dump.taken_ns, dump.host)
+        return dump_of_file(paths[0], kind_of_file(paths[0]), wanted, tell, buffers=True)
     try:
         dump = read_live()
-        return Dump(select_devices(dump, wanted)) if dump.devices else dump
+        return Dump(select_devices(dump, wanted, tell)) if dump.devices else dump
     except (TtmemError, OSError) as error:
         tell(f"explained without the devices of this host: {error}")
         return Dump([])
@@ -152,7 +151,7 @@ def _body(args: argparse.Namespace, tell: Tell) -> int:
                 "stdin holds no error text of TT-Metal that ttmem knows, and no dump: expected for instance "
                 f"'Statically allocated circular buffers ... clash with L1 buffers' in its last {MAX_TEXT} characters"
             ) from None
-        findings = _judge(Dump(select_devices(dump, args.device)), tell)
+        findings = _judge(Dump(select_devices(dump, args.device, tell, "stdin")), tell)
     elif not sources:
         findings = _judge(live_devices(args.device, tell), tell)
     else:
@@ -162,13 +161,15 @@ def _body(args: argparse.Namespace, tell: Tell) -> int:
             complete = judgement.complete
             for notice in judgement.notices:
                 tell(notice)
-            chips = select_chips((f.device_id for f in judgement.findings if f.device_id is not None), args.device)
+            chips = select_chips(
+                (f.device_id for f in judgement.findings if f.device_id is not None), args.device, tell
+            )
             findings = [f for f in judgement.findings if f.device_id in chips]
         else:
-            dump = dump_of_file(sources[0], kind, args.at)
+            dump = dump_of_file(sources[0], kind, args.device, tell, args.at)
             if kind == "recording" and not any("buffers" in device for device in dump.devices):
                 tell("the live buffers of this moment are not recorded: those that clash cannot be named")
-            findings = _judge(Dump(select_devices(dump, args.device)), tell)
+            findings = _judge(dump, tell)
     code = _show(findings, args)
     return code if complete or code != EXIT_DONE else EXIT_UNREADABLE
 

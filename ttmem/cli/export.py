@@ -13,12 +13,13 @@ from ttmem.cli.sources import (
     UnreadableError,
     UsageError,
     add_device,
+    dump_of_file,
     live_devices,
     run,
-    select_devices,
+    unusable,
     verb_parser,
 )
-from ttmem.dumps import Dump, kind_of_file, read_dump
+from ttmem.dumps import Dump, kind_of_file
 
 _EPILOG = """\
 exit codes: 0 written; 1 nothing to read; 2 wrong usage; 4 files there, none readable
@@ -43,20 +44,11 @@ def build_parser() -> argparse.ArgumentParser:
 
 def _read(args: argparse.Namespace, tell: Callable[[str], None]) -> Dump:
     if args.source is None:
-        return live_devices(args.device, tell)
+        return live_devices(args.device, tell, files="a dump or a recording")
     kind = kind_of_file(args.source)
-    if kind == "dump":
-        dump = read_dump(args.source)
-    elif kind == "recording":
-        from ttmem.recording import open_recording
-
-        with open_recording(args.source) as recording:
-            if not len(recording):
-                raise UnreadableError(f"{args.source}: the recording holds no moment yet")
-            dump = recording.dump(len(recording) - 1)
-    else:
+    if kind == "capture":
         raise UnreadableError(f"{args.source} is a capture: `python -m ttnn.graph_report` makes a report of it")
-    return Dump(select_devices(dump, args.device), dump.taken_ns, dump.host)
+    return dump_of_file(args.source, kind, args.device, tell)
 
 
 def _body(args: argparse.Namespace, tell: Callable[[str], None]) -> int:
@@ -69,6 +61,8 @@ def _body(args: argparse.Namespace, tell: Callable[[str], None]) -> int:
         count = write_visualizer(dump, args.visualizer, name=str(args.source or "live"))
     except FileExistsError as error:
         raise UsageError(f"{error.filename} is there already: name a new folder") from error
+    except OSError as error:
+        raise unusable("--visualizer", args.visualizer, error) from error
     for device in dump.devices:
         if any(row.get("circular_buffers") is None for row in device.get("programs") or ()):
             tell(f"device {device['device_id']} does not tell the circular buffers of all its programs")

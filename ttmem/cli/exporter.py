@@ -19,6 +19,7 @@ from urllib.parse import parse_qs, urlsplit
 
 from ttmem._version import __version__
 from ttmem.cli import EXIT_DONE, EXIT_NOTHING, EXIT_UNREADABLE, EXIT_USAGE, ends_well, parse, write
+from ttmem.cli.selection import nothing_published
 from ttmem.views.text import clean
 
 DEFAULT_ADDRESS = ("127.0.0.1", 9417)
@@ -235,7 +236,7 @@ def _once(args: argparse.Namespace, source: Any) -> int:
         return EXIT_UNREADABLE if unread else EXIT_DONE
     if reading.found:
         return EXIT_UNREADABLE
-    _tell(source.trouble() or "no device is published: start a program that uses ttmem.publish, or TT-Metal")
+    _tell(source.trouble() or nothing_published(args.source))
     return EXIT_NOTHING
 
 

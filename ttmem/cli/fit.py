@@ -31,7 +31,6 @@ from ttmem.cli.sources import (
     live_devices,
     run,
     select_chips,
-    select_devices,
     sizes_of_capture,
     verb_parser,
 )
@@ -152,7 +151,7 @@ def _of_capture(args: argparse.Namespace, given: Geometry, shared: int | None, t
         tell(notice)
     if not rooms:
         raise NothingError(f"{args.source} has neither circular buffers nor L1 buffers")
-    chosen = select_chips(judgement.watch.chips, args.device)
+    chosen = select_chips(judgement.watch.chips, args.device, tell)
     return [room for room in rooms if room.device_id in chosen], judgement.complete
 
 
@@ -168,7 +167,7 @@ def _rooms(args: argparse.Namespace, tell: Tell) -> tuple[list[Room], bool]:
         kind = kind_of_file(args.source)
         if kind == "capture":
             return _of_capture(args, given, shared, tell)
-        devices = select_devices(dump_of_file(args.source, kind, args.at), args.device)
+        devices = dump_of_file(args.source, kind, args.device, tell, args.at).devices
         return [_of_device(device, given, shared) for device in devices], True
     if args.device is None and (shared is not None or given.worker_l1_size is not None):
         return [_thought_of(given, shared)], True
@@ -190,7 +189,7 @@ def _suggest(args: argparse.Namespace, tell: Tell) -> int:
         if kind is None:
             devices = live_devices(args.device, tell, buffers=False).devices
         else:
-            devices = select_devices(dump_of_file(args.source, kind, args.at), args.device)
+            devices = dump_of_file(args.source, kind, args.device, tell, args.at).devices
         found = {device.get("device_id"): suggest_of_device(device) for device in devices}
         for device_id in [device_id for device_id, sizes in found.items() if not sizes]:
             tell(f"device {device_id} tells no peak of L1_SMALL or traces (TT-Metal's own regions do not)")

@@ -22,7 +22,6 @@ from ttmem.cli.sources import (
     dump_of_file,
     live_devices,
     run,
-    select_devices,
     sizes_of_capture,
     verb_parser,
 )
@@ -73,7 +72,7 @@ def _body(args: argparse.Namespace, tell: Callable[[str], None]) -> int:
         if kind is None:
             devices = live_devices(args.device, tell).devices
         else:
-            devices = select_devices(dump_of_file(args.source, kind, args.at, buffers=True), args.device)
+            devices = dump_of_file(args.source, kind, args.device, tell, args.at, buffers=True).devices
         for device in devices:
             pieces = fragments_of(device)
             if pieces is None:

@@ -21,7 +21,6 @@ from ttmem.cli.sources import (
     dump_of_file,
     live_devices,
     run,
-    select_devices,
     verb_parser,
 )
 from ttmem.dumps import kind_of_file
@@ -53,14 +52,14 @@ def build_parser() -> argparse.ArgumentParser:
 def _body(args: argparse.Namespace, tell: Callable[[str], None]) -> int:
     looks = 1
     if args.source is None:
-        dump = live_devices(args.device, tell, buffers=False)
+        dump = live_devices(args.device, tell, buffers=False, files="a dump or a recording")
         looks = LOOKS
     else:
         kind = kind_of_file(args.source)
         if kind == "capture":
             raise UnreadableError(f"{args.source} is a graph capture: replay it with --hold and compare the devices")
-        dump = dump_of_file(args.source, kind)
-    devices = select_devices(dump, args.device)
+        dump = dump_of_file(args.source, kind, args.device, tell)
+    devices = dump.devices
     if len(devices) < 2:
         raise NothingError("lockstep needs two devices or more to compare")
     found = outliers(devices)

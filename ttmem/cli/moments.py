@@ -20,7 +20,7 @@ class FileMoment:
         host: where it was taken, None if unknown.
         timeline: a :class:`ttmem.views.timeline.Timeline` of all moments, None if nobody asked.
         sentence: which moment it is, empty if there is no other.
-        problems: as of a reading; always empty.
+        problems: as of a reading.
         found: as of a reading.
     """
 
@@ -74,7 +74,14 @@ def read_moment(
             f"{path}: {count} moments; shown is {which} {(taken_ns - begin_ns) / 1e9:.2f} s after the first (--at)"
         )
     host = frame.get("host")
-    return FileMoment(taken_ns, devices, host if isinstance(host, str) else None, line if timeline else None, sentence)
+    return FileMoment(
+        taken_ns,
+        devices,
+        host if isinstance(host, str) else None,
+        line if timeline else None,
+        sentence,
+        frames.problems,
+    )
 
 
 def _timeline(frames: Frames, keep: Callable[[Mapping[str, Any]], bool] | None) -> Any:

@@ -20,14 +20,14 @@ from ttmem.cli.sources import (
     UsageError,
     add_device,
     device_filter,
+    dump_of_file,
     live_devices,
+    opened_recording,
     run,
-    select_devices,
     verb_parser,
 )
-from ttmem.dumps import Dump, DumpError, kind_of_file, read_dump
+from ttmem.dumps import DumpError, kind_of_file
 from ttmem.peaks import HostPeaks
-from ttmem.recording import open_recording
 from ttmem.views.peaks import render_peaks
 
 _EPILOG = """\
@@ -66,11 +66,9 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _of_recording(path: str, wanted: Sequence[str] | None) -> HostPeaks:
+def _of_recording(path: str, wanted: Sequence[str] | None, tell: Callable[[str], None]) -> HostPeaks:
     peaks = HostPeaks()
-    with open_recording(path) as recording:
-        if not len(recording):
-            raise NothingError(f"{path} is a recording without any moment in it")
+    with opened_recording(path, tell) as recording:
         test = device_filter(wanted)
         for index, dump in enumerate(recording):
             peaks.add([device for device in dump.devices if test(device)], dump.taken_ns)
@@ -85,7 +83,7 @@ def _of_recording(path: str, wanted: Sequence[str] | None) -> HostPeaks:
 
 def _of_the_host(args: argparse.Namespace, tell: Callable[[str], None]) -> HostPeaks:
     peaks = HostPeaks()
-    dump = live_devices(args.device, tell)
+    dump = live_devices(args.device, tell, files="a dump or a recording")
     peaks.add(dump.devices, dump.taken_ns)
     if args.seconds is None:
         return peaks
@@ -111,11 +109,11 @@ def _body(args: argparse.Namespace, tell: Callable[[str], None]) -> int:
     else:
         kind = kind_of_file(args.source)
         if kind == "recording":
-            peaks = _of_recording(args.source, args.device)
+            peaks = _of_recording(args.source, args.device, tell)
         elif kind == "dump":
-            dump = read_dump(args.source)
+            dump = dump_of_file(args.source, kind, args.device, tell)
             peaks = HostPeaks()
-            peaks.add(select_devices(Dump(dump.devices), args.device), dump.taken_ns)
+            peaks.add(dump.devices, dump.taken_ns)
         else:
             raise DumpError(f"{args.source} is a graph capture: replay it with --hold and ask for the device")
     found = list(peaks.devices.values())

@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from types import FrameType
 
 from ttmem.cli import EXIT_DONE, EXIT_NOTHING, stdout, write
-from ttmem.cli.sources import UsageError, run, verb_parser
+from ttmem.cli.sources import UsageError, run, unusable, verb_parser
 from ttmem.export import EXPORTS
 from ttmem.recording import RecordingWriter, open_recording, read_host_for_recording
 from ttmem.units import format_bytes
@@ -83,6 +83,7 @@ def _record(args: argparse.Namespace, tell: Callable[[str], None]) -> int:
     sleeping = False
     before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     seen = 0
+    by = "" if args.source == "auto" else f" (--source {args.source})"
     begin = time.monotonic()
     due, late = begin, 0
     host = Host()
@@ -95,7 +96,7 @@ def _record(args: argparse.Namespace, tell: Callable[[str], None]) -> int:
                 for problem in dump.problems:
                     tell(problem)
                 if not dump.devices and not recording.frames:
-                    tell("no device is published yet: recorded as soon as one is")
+                    tell(f"no device is published yet{by}: recorded as soon as one is")
                 seen = max(seen, len(dump.devices))
                 recording.write(dump, key=key)
                 if ending:
@@ -115,6 +116,9 @@ def _record(args: argparse.Namespace, tell: Callable[[str], None]) -> int:
                 finally:
                     sleeping = False
             frames, size = recording.frames, recording.size_bytes
+    except OSError as error:
+        # Reading the host raises none: what it cannot read is among its problems.
+        raise unusable("-o", args.output, error) from error
     finally:
         host.close()
         for number, handler in before.items():
@@ -133,11 +137,14 @@ def _export(args: argparse.Namespace, tell: Callable[[str], None]) -> int:
     if args.export is None and not args.json:
         raise UsageError("say what to do with RECORDING: --export chrome, --export csv, or --json")
     with open_recording(args.recording) as recording:
-        if recording.damaged_bytes:
-            tell(f"{recording.damaged_bytes} bytes of {args.recording} are damaged and left out")
+        if recording.damage:
+            tell(recording.damage)
         if args.export is not None and args.output is not None:
-            with open(args.output, "w", encoding="utf-8", newline="") as out:
-                EXPORTS[args.export](recording, out)
+            try:
+                with open(args.output, "w", encoding="utf-8", newline="") as out:
+                    EXPORTS[args.export](recording, out)
+            except OSError as error:
+                raise unusable("-o", args.output, error) from error
         elif args.export is not None:
             with stdout() as out:
                 EXPORTS[args.export](recording, out)
@@ -152,7 +159,9 @@ def _export(args: argparse.Namespace, tell: Callable[[str], None]) -> int:
                 "damaged_bytes": recording.damaged_bytes,
             }
             write(json.dumps(whole) + "\n")
-        return EXIT_DONE if len(recording) else EXIT_NOTHING
+        # What holds nothing is told of as well as shown.
+        recording.require_moments()
+        return EXIT_DONE
 
 
 def main(argv: Sequence[str] | None = None) -> int:

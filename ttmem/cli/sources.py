@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import math
 import os
 import select
 import stat
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from ttmem.cli import EXIT_NOTHING, EXIT_UNREADABLE, EXIT_USAGE, ends_well, parse, write
+from ttmem.cli import EXIT_NOTHING, EXIT_UNREADABLE, EXIT_USAGE, ends_well, holds_nothing, parse, write
 from ttmem.cli.selection import UsageError as UsageError
+from ttmem.cli.selection import absent as absent
 from ttmem.cli.selection import add_device as add_device
 from ttmem.cli.selection import device_filter as device_filter
+from ttmem.cli.selection import no_such, nothing_published
+from ttmem.cli.selection import unusable as unusable
 from ttmem.dumps import Dump, read_dump, read_live
 from ttmem.errors import TtmemError
 from ttmem.model import Geometry
@@ -23,6 +27,7 @@ from ttmem.views.text import clean
 
 if TYPE_CHECKING:
     from ttmem.fragments import Suggestion
+    from ttmem.recording import Recording
 
 STDIN_WAIT_SECONDS = 5.0
 """How long a pipe on stdin that nobody asked for may stay silent before it is taken for nothing."""
@@ -36,8 +41,22 @@ class UnreadableError(Exception):
     """There were files, and none was readable."""
 
 
-def select_devices(dump: Dump, wanted: Sequence[str] | None) -> list[dict[str, Any]]:
+def select_devices(
+    dump: Dump,
+    wanted: Sequence[str] | None,
+    tell: Callable[[str], None],
+    path: str | None = None,
+    *,
+    files: str = "a capture or a dump",
+) -> list[dict[str, Any]]:
     """Return the devices that ``-d`` names, all without it.
+
+    Args:
+        dump: of them all.
+        wanted: what ``-d`` says.
+        tell: is told of names that are no device while others are.
+        path: the file that the dump comes from, None for this host.
+        files: what may be named in place of this host.
 
     Raises:
         NothingError: there is none.
@@ -45,23 +64,34 @@ def select_devices(dump: Dump, wanted: Sequence[str] | None) -> list[dict[str, A
     """
     test = device_filter(wanted)
     found = [device for device in dump.devices if test(device)]
+    missing = absent(wanted, dump.devices)
     if not found and dump.devices:
-        there = ", ".join(str(device.get("device_id")) for device in dump.devices)
-        raise NothingError(f"no such device: {', '.join(wanted or ())}; there is {there}")
+        raise NothingError(no_such(missing, dump.devices))
+    if not found and path is not None:
+        raise NothingError(f"{path} holds no device")
     if not found and dump.problems:
         raise UnreadableError("; ".join(dump.problems))
     if not found:
-        from ttmem.segment import shm_directory  # a file needs none of it
-
-        raise NothingError(
-            f"no device is published in {shm_directory()}: name a capture or a dump, or start a program that uses "
-            "ttmem.publish, ttmem-replay CAPTURE --hold, or TT-Metal with its memory tracking on"
-        )
+        raise NothingError(nothing_published(files=f"name {files}, or "))
+    if missing:
+        tell(no_such(missing, dump.devices))
     return found
 
 
-def live_devices(wanted: Sequence[str] | None, tell: Callable[[str], None], *, buffers: bool = True) -> Dump:
+def live_devices(
+    wanted: Sequence[str] | None,
+    tell: Callable[[str], None],
+    *,
+    buffers: bool = True,
+    files: str = "a capture or a dump",
+) -> Dump:
     """Return the devices of this host that ``-d`` names, with their live buffers.
+
+    Args:
+        wanted: what ``-d`` says.
+        tell: is told what people should know.
+        buffers: whether to list them.
+        files: what may be named in place of this host.
 
     Raises:
         NothingError: there is none.
@@ -69,29 +99,41 @@ def live_devices(wanted: Sequence[str] | None, tell: Callable[[str], None], *, b
         UsageError: a name is no id.
     """
     dump = read_live(buffers=buffers)
-    selected = select_devices(dump, wanted)
+    selected = select_devices(dump, wanted, tell, files=files)
     for problem in dump.problems:
         tell(problem)
     return Dump(selected, dump.taken_ns, dump.host)
 
 
-def recorded_moment(path: str, at: float | None, *, buffers: bool = False) -> Dump:
-    """Return one moment of a recording.
-
-    Args:
-        path: the recording.
-        at: seconds after its first moment, negative before its last; None is the last.
-        buffers: whether to go back to a moment that holds live buffers, which only key frames do.
+@contextlib.contextmanager
+def opened_recording(path: str, tell: Callable[[str], None]) -> Iterator[Recording]:
+    """Open a recording that has a moment; what of it is damaged is told.
 
     Raises:
-        NothingError: it holds no moment.
-        TtmemError: it is no recording that can be read.
+        TtmemError: it holds no moment, or is no recording that can be read.
     """
     from ttmem.recording import open_recording
 
     with open_recording(path) as recording:
-        if not len(recording):
-            raise NothingError(f"{path} is a recording without any moment in it")
+        recording.require_moments()
+        if recording.damage:
+            tell(recording.damage)
+        yield recording
+
+
+def recorded_moment(path: str, at: float | None, tell: Callable[[str], None], *, buffers: bool = False) -> Dump:
+    """Return one moment of a recording.
+
+    Args:
+        path: the recording.
+        tell: is told what of it is damaged.
+        at: seconds after its first moment, negative before its last; None is the last.
+        buffers: whether to go back to a moment that holds live buffers, which only key frames do.
+
+    Raises:
+        TtmemError: it holds no moment, or is no recording that can be read.
+    """
+    with opened_recording(path, tell) as recording:
         index = len(recording) - 1
         if at is not None:
             times = recording.times_ns
@@ -103,36 +145,49 @@ def recorded_moment(path: str, at: float | None, *, buffers: bool = False) -> Du
         return dump
 
 
-def dump_of_file(path: str, kind: str, at: float | None = None, *, buffers: bool = False) -> Dump:
-    """Return the devices of a dump, or those of one moment of a recording.
+def dump_of_file(
+    path: str,
+    kind: str,
+    wanted: Sequence[str] | None,
+    tell: Callable[[str], None],
+    at: float | None = None,
+    *,
+    buffers: bool = False,
+) -> Dump:
+    """Return the devices of a dump, or those of one moment of a recording, that ``-d`` names.
 
     Args:
         path: the file.
         kind: what :func:`ttmem.dumps.kind_of_file` says of it; a capture has no devices.
+        wanted: what ``-d`` says.
+        tell: is told what people should know.
         at: as of :func:`recorded_moment`.
         buffers: as of :func:`recorded_moment`.
 
     Raises:
-        NothingError: it is a recording without any moment.
+        NothingError: there is no such device.
         TtmemError: it cannot be read.
+        UsageError: a name is no id.
     """
-    return recorded_moment(path, at, buffers=buffers) if kind == "recording" else read_dump(path)
+    dump = recorded_moment(path, at, tell, buffers=buffers) if kind == "recording" else read_dump(path)
+    return Dump(select_devices(dump, wanted, tell, path), dump.taken_ns, dump.host)
 
 
-def select_chips(chips: Iterable[int], wanted: Sequence[str] | None) -> set[int]:
-    """Return the chips of a capture that ``-d`` names, all without it.
+def select_chips(chips: Iterable[int], wanted: Sequence[str] | None, tell: Callable[[str], None]) -> set[int]:
+    """Return the chips of a capture that ``-d`` names, all without it; of those that are none some are told.
 
     Raises:
         NothingError: there is none.
         UsageError: a name is no id.
     """
     test = device_filter(wanted)
-    there = sorted(set(chips))
-    found = {chip for chip in there if test({"device_id": chip})}
-    if wanted and not found:
-        raise NothingError(
-            f"no such chip in the capture: {', '.join(wanted)}; there is {', '.join(map(str, there)) or 'none'}"
-        )
+    there = [{"device_id": chip} for chip in sorted(set(chips))]
+    found = {chip["device_id"] for chip in there if test(chip)}
+    missing = absent(wanted, there)
+    if missing and not found:
+        raise NothingError(no_such(missing, there, "chip in the capture"))
+    if missing:
+        tell(no_such(missing, there, "chip in the capture"))
     return found
 
 
@@ -296,8 +351,8 @@ def _run(
     except (UnreadableError, TtmemError, OSError) as error:
         if isinstance(error, BrokenPipeError):
             raise
-        tell(str(error))
-        if isinstance(error, FileNotFoundError) or isinstance(error.__cause__, FileNotFoundError):
+        tell(f"{error.filename}: {error.strerror}" if isinstance(error, OSError) and error.filename else str(error))
+        if holds_nothing(error):
             code = EXIT_NOTHING
     if empty is not None and getattr(args, "json", False):
         import json

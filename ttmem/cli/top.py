@@ -8,7 +8,16 @@ import sys
 from collections.abc import Sequence
 
 from ttmem._version import __version__
-from ttmem.cli import EXIT_DONE, EXIT_NOTHING, EXIT_USAGE, ends_well, parse, seconds_between
+from ttmem.cli import (
+    EXIT_DONE,
+    EXIT_NOTHING,
+    EXIT_UNREADABLE,
+    EXIT_USAGE,
+    ends_well,
+    holds_nothing,
+    parse,
+    seconds_between,
+)
 from ttmem.cli.selection import UsageError, add_device, device_filter
 from ttmem.errors import TtmemError
 
@@ -86,7 +95,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             source = player = ReplaySource(open_frames(args.replay), keep)
         except TtmemError as error:
             print(f"ttmem-top: error: {error}", file=sys.stderr)
-            return EXIT_NOTHING
+            return EXIT_NOTHING if holds_nothing(error) else EXIT_UNREADABLE
     from ttmem.top.app import TopApp
 
     model = Model()
