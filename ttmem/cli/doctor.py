@@ -143,7 +143,11 @@ def _median(call: Any, count: int = 2000) -> float:
 @ends_well("python -m ttmem doctor")
 def main(argv: Sequence[str] | None = None) -> int:
     """Examine shared memory; return 0, or 1 if there is no file, or 4 if there are files and none is readable."""
-    parser = argparse.ArgumentParser(prog="python -m ttmem doctor", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m ttmem doctor",
+        description=__doc__,
+        epilog="exit codes: 0 done; 1 there is no file; 2 wrong usage; 4 there are files, and none is readable",
+    )
     parser.add_argument("--json", action="store_true", help="print what was found as JSON")
     parser.add_argument("--no-measure", action="store_true", help="do not measure what publishing costs")
     args = parse(parser, argv)
