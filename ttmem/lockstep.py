@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 _MEMORY = (
@@ -28,11 +28,13 @@ class Difference:
         name: the figure's path in the JSON, of ``programs`` and ``cores`` with what it is about.
         value: on this device; None is unknown.
         expected: on most devices.
+        holders: on how many it is that.
     """
 
     name: str
     value: int | None
     expected: int | None
+    holders: int = field(default=0, compare=False)
 
     def to_dict(self) -> dict[str, Any]:
         """Return it as JSON has it."""
@@ -78,12 +80,12 @@ def outliers(devices: Sequence[Mapping[str, Any]]) -> list[Outlier]:
             for name in names:
                 if isinstance(name, tuple) and name[0] == "program":
                     table.setdefault(name, 0)
-    expected = {name: Counter(table.get(name) for table in tables).most_common(1)[0][0] for name in names}
+    expected = {name: Counter(table.get(name) for table in tables).most_common(1)[0] for name in names}
     found = []
     for device, table in zip(devices, tables, strict=True):
         differences = tuple(
-            Difference(_label(name), table.get(name), value)
-            for name, value in expected.items()
+            Difference(_label(name), table.get(name), value, holders)
+            for name, (value, holders) in expected.items()
             if table.get(name) != value
         )
         if differences:

@@ -123,10 +123,11 @@ def _text(
 def _bank(title: str, pieces: Fragments, screen: Screen, *, end_known: bool) -> list[str]:
     """Return the lines of one bank."""
     used, free = format_bytes(pieces.used_bytes), format_bytes(pieces.free_bytes)
-    text = f"{title}: {used} used, {free} free in {len(pieces.holes)} segments, the largest "
+    segments = f"{len(pieces.holes)} segment{'' if len(pieces.holes) == 1 else 's'}"
+    text = f"{title}: {used} used, {free} free in {segments}, the largest "
     text += f"{format_bytes(pieces.largest_free_bytes)}; fragmentation {100 * pieces.index:.1f} %"
     if not end_known:
-        text = f"{title}: {used} used, {free} free between buffers in {len(pieces.holes)} segments; N/A above them"
+        text = f"{title}: {used} used, {free} free between buffers in {segments}; N/A above them"
     lines = wrap(text, screen, first="  ", rest="    ")
     largest = sorted(pieces.holes, key=lambda hole: hole[0] - hole[1])[:SHOWN]
     lines += [f"    {begin:>10} - {end:<10} {format_bytes(end - begin):>10}" for begin, end in sorted(largest)]

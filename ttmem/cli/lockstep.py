@@ -81,12 +81,17 @@ def _text(found: Sequence[Outlier], count: int, screen: Screen) -> str:
     lines = []
     for outlier in found:
         chip = f" ({outlier.asic_id})" if outlier.asic_id else ""
+        most = all(2 * difference.holders > count for difference in outlier.differences)
+        number = len(outlier.differences)
+        figures = f"{number} figure{'s' if number > 1 else ''}"
         lines.append(
-            f"Device {outlier.device_id}:{chip} differs in {len(outlier.differences)} figures from most of {count}"
+            f"Device {outlier.device_id}:{chip} differs in {figures} from {'most' if most else 'others'} of {count}"
         )
         for difference in outlier.differences[:SHOWN]:
             value, expected = format_exact(difference.value), format_exact(difference.expected)
-            lines += wrap(f"{difference.name}: {value}, most have {expected}", screen, first="  ", rest="    ")
+            have = "most have" if 2 * difference.holders > count else f"{difference.holders} of {count} have"
+            have = have.replace("have", "has") if difference.holders == 1 else have
+            lines += wrap(f"{difference.name}: {value}, {have} {expected}", screen, first="  ", rest="    ")
         if len(outlier.differences) > SHOWN:
             lines.append(f"  and {len(outlier.differences) - SHOWN} more; --json lists them")
     return "".join(line + "\n" for line in lines)
