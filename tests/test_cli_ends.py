@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
+import re
+import signal
+import struct
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -425,3 +430,141 @@ def test_a_verb_names_only_files_that_it_takes(
 ) -> None:
     assert main(verb) == 1
     assert "name a dump or a recording" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", [["{none}"], ["-d", "9"]], ids=" ".join)
+def test_a_page_is_not_replaced_by_one_of_nothing(
+    dump_file: Path, capsys: pytest.CaptureFixture[str], words: list[str]
+) -> None:
+    page = dump_file.with_name("page.html")
+    assert main(["dump", str(dump_file), "--html", str(page)]) == 0
+    whole = page.read_bytes()
+    source = [word.format(none=dump_file.with_name("none")) for word in words]
+    for more in ([], ["--json"]):
+        assert main(["dump", *source, "--html", str(page), *more]) in (1, 4)
+        assert page.read_bytes() == whole
+        assert "is left as it was" in capsys.readouterr().err
+    assert main(["dump", str(dump_file), "--html", str(page), "--json"]) == 0
+
+
+def leave_a_dead_writer() -> None:
+    child = os.fork()
+    if child == 0:
+        try:
+            ttmem.publish(0)
+        finally:
+            os.kill(os.getpid(), signal.SIGKILL)
+    os.waitpid(child, 0)
+
+
+def test_gc_says_why_it_keeps_a_file(directory: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    leave_a_dead_writer()
+    assert main(["gc", "--grace", "60"]) == 0
+    assert "found dead less than 60 s ago; --now removes it" in capsys.readouterr().out
+    assert main(["gc", "--now"]) == 0
+    assert capsys.readouterr().out.startswith("removed: ")
+
+
+def test_gc_names_what_dead_processes_left_in_a_region_of_tt_metal(
+    directory: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    child = os.fork()
+    if child == 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+    os.waitpid(child, 0)
+    data = bytearray((CAPTURES / "n150_conv.tt_device_0_memory.bin").read_bytes())
+    struct.pack_into("<i", data, 856, child)
+    path = directory / "tt_device_0_memory"
+    path.write_bytes(data)
+    assert main(["gc", "--now"]) == 0
+    assert f"rm {path}" in capsys.readouterr().out
+    assert path.exists()
+    assert main(["gc", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == []
+
+
+@pytest.mark.parametrize("value", ["-1", "nan", "soon"])
+def test_a_grace_time_that_is_none_is_wrong_usage(
+    directory: Path, capsys: pytest.CaptureFixture[str], value: str
+) -> None:
+    assert main(["gc", "--grace", value]) == 2
+    assert "expected" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("verb", ["gc", "doctor"])
+def test_the_help_of_every_verb_tells_its_exit_codes(capsys: pytest.CaptureFixture[str], verb: str) -> None:
+    assert main([verb, "--help"]) == 0
+    assert "exit codes: 0" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("verb", [["dump", "-w", "0.05"], ["peaks", "--for", "60", "-i", "0.05"]], ids=" ".join)
+def test_what_runs_until_it_is_stopped_ends_with_0(directory: Path, verb: list[str], number: signal.Signals) -> None:
+    with ttmem.publish(0):
+        process = subprocess.Popen(
+            [sys.executable, "-m", "ttmem", *verb], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        assert process.stdout is not None
+        # Peaks are told at the end only; by then the process has read once.
+        first = process.stdout.readline() if verb[0] == "dump" else ""
+        deadline = time.monotonic() + 60
+        while not handles(process.pid):
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+        process.send_signal(number)
+        out, err = process.communicate(timeout=60)
+    assert process.returncode == 0, err
+    assert "Device 0" in first + out
+
+
+def handles(pid: int) -> bool:
+    """Tell whether a process has a handler of SIGTERM of its own."""
+    caught = re.search(r"SigCgt:\s*(\w+)", Path(f"/proc/{pid}/status").read_text())
+    return caught is not None and bool(int(caught[1], 16) >> (signal.SIGTERM - 1) & 1)
+
+
+@pytest.mark.parametrize("verb", ["dump", "explain"])
+def test_a_moment_may_be_told_from_the_end(recording_file: Path, capsys: pytest.CaptureFixture[str], verb: str) -> None:
+    assert main([verb, str(recording_file), "--at", "-0.0001", "--json"]) == 0
+
+
+def test_a_moment_before_the_end_is_shown(directory: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = directory / "run.ttmem"
+    with ttmem.publish(0) as publisher, RecordingWriter(path) as writer:
+        for second in range(5):
+            publisher.allocate("DRAM", 1024)
+            writer.write(dataclasses.replace(read_live(), taken_ns=10**18 + second * 10**9))
+    used = []
+    for at in ("first", "1", "-1", "last"):
+        assert main(["dump", str(path), "--json", "--at", at]) == 0
+        used.append(json.loads(capsys.readouterr().out)["devices"][0]["memory"]["dram"]["used_bytes"])
+    assert used == [1024, 2048, 4096, 5120]
+
+
+def test_one_device_of_three_is_not_called_most(directory: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = directory / "dump.json"
+    sizes = [1024, 2048, 4096]
+    devices = [{"device_id": i, "memory": {"dram": {"used_bytes": size}}} for i, size in enumerate(sizes)]
+    path.write_text(json.dumps({"schema": 1, "devices": devices}))
+    assert main(["lockstep", str(path)]) == 3
+    out = capsys.readouterr().out
+    assert "most" not in out
+    assert "1 of 3 has 1" in out
+    devices[1]["memory"] = devices[0]["memory"]
+    path.write_text(json.dumps({"schema": 1, "devices": devices}))
+    assert main(["lockstep", str(path)]) == 3
+    assert "differs in 1 figure from most of 3" in (out := capsys.readouterr().out)
+    assert "most have 1" in out
+
+
+def test_one_hole_is_one_segment(dump_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["fragmentation", str(dump_file)]) == 0
+    out = capsys.readouterr().out
+    assert " 1 segments" not in out
+    assert "segment" in out
+
+
+def test_the_demo_takes_no_arguments() -> None:
+    script = Path(__file__).parent.parent / "run"
+    done = subprocess.run([sys.executable, script, "demo", "--x"], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (2, "./run demo takes no arguments\n")

@@ -6,7 +6,9 @@ import argparse
 import contextlib
 import functools
 import os
+import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import ParamSpec, TextIO
 
@@ -94,6 +96,19 @@ def stdout() -> Iterator[TextIO]:
         raise OutputError(
             f"cannot write to stdout: {error.strerror or error}: give it a file or a pipe that can be written"
         ) from error
+
+
+@contextlib.contextmanager
+def sigterm_interrupts() -> Iterator[None]:
+    """Let SIGTERM be what SIGINT is, a KeyboardInterrupt: both end what runs until it is stopped, and well."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def holds_nothing(error: BaseException) -> bool:

@@ -24,6 +24,7 @@ from ttmem.cli import (
     holds_nothing,
     parse,
     seconds_between,
+    sigterm_interrupts,
 )
 from ttmem.cli.page import PageFile
 from ttmem.cli.screens import add_no_color, screen_of, write
@@ -83,7 +84,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--at",
         type=moment_option,
         metavar="MOMENT",
-        help="of FILE: fullest (default), first, last, or seconds after the first",
+        help="of FILE: fullest (default), first, last, or seconds after the first, negative before the last",
     )
     add_device(parser)
     add("-L", "--list-devices", action="store_true", help="one line for each device")
@@ -227,6 +228,8 @@ class _Dump:
         self.host: str | None = None
         self.timeline: Any = None
         """Of a file; the page makes its own while this host is watched."""
+        self.paged = False
+        """Whether the page was written; while this host is watched, it shows also that devices went."""
         self.first = True
         self.told: set[str] = set()
         self.messages: list[str] | None = None
@@ -249,13 +252,18 @@ class _Dump:
     def render(self, snapshots: Sequence[Any], devices: Sequence[Any], now_ns: int, screen: Screen) -> str:
         """Return what stdout gets."""
         args = self.args
-        if self.page is not None:
+        unread = all(device.get("state") in ("foreign-version", "unreadable") for device in devices)
+        if self.page is not None and unread and not self.paged and os.path.isfile(args.html):
+            # A page that was made before says more than one of nothing.
+            self.tell(f"{args.html} is left as it was: there is nothing to show")
+        elif self.page is not None:
+            self.paged = True
             try:
                 self.said(self.page.write(snapshots, devices, now_ns, host=self.host, timeline=self.timeline))
             except OSError as error:
                 raise unusable("--html", args.html, error) from error
-            if args.only_html:
-                return ""
+        if args.only_html:
+            return ""
         if args.json:
             from ttmem.dumps import buffers_of  # so that --help costs nothing
             from ttmem.snapshot import whole
@@ -382,7 +390,7 @@ def _nap() -> tuple[Callable[[float], bool], Callable[[], None]]:
         deadline = time.monotonic() + seconds
         while select.select([read], [], [], max(0.0, deadline - time.monotonic()))[0]:
             # Others, as of a resized window, do not end the wait.
-            if signal.SIGINT in os.read(read, 4096):
+            if {signal.SIGINT, signal.SIGTERM} & set(os.read(read, 4096)):
                 return True
         return False
 
@@ -450,7 +458,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         except ValueError as error:
             raise UsageError(str(error)) from error
         if args.watch is not None:
-            code = _watch(dump, args.watch, args.no_color)
+            with sigterm_interrupts():
+                code = _watch(dump, args.watch, args.no_color)
         else:
             text, code = dump.run(screen_of(sys.stdout, no_color=args.no_color))
             write(text)

@@ -8,12 +8,13 @@ two readings may have been higher where it says "at least". Nothing of the proce
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import sys
 import time
 from collections.abc import Callable, Sequence
 
-from ttmem.cli import EXIT_DONE, EXIT_NOTHING, seconds_between
+from ttmem.cli import EXIT_DONE, EXIT_NOTHING, seconds_between, sigterm_interrupts
 from ttmem.cli.screens import add_no_color, screen_of, write
 from ttmem.cli.sources import (
     NothingError,
@@ -89,15 +90,18 @@ def _of_the_host(args: argparse.Namespace, tell: Callable[[str], None]) -> HostP
         return peaks
     for device in peaks.devices.values():
         device.reset()
-    end = time.monotonic() + args.seconds
-    while (left := end - time.monotonic()) > 0:
-        time.sleep(min(left, args.interval))
-        try:
-            dump = live_devices(args.device, tell)
-        except NothingError:
-            # They may come back.
-            continue
-        peaks.add(dump.devices, dump.taken_ns)
+    begin = time.monotonic()
+    end = begin + args.seconds
+    try:
+        with sigterm_interrupts():
+            while (left := end - time.monotonic()) > 0:
+                time.sleep(min(left, args.interval))
+                # Those that went may come back.
+                with contextlib.suppress(NothingError):
+                    dump = live_devices(args.device, tell)
+                    peaks.add(dump.devices, dump.taken_ns)
+    except KeyboardInterrupt:
+        tell(f"stopped after {time.monotonic() - begin:.1f} s: the peaks until then")
     return peaks
 
 

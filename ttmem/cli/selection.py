@@ -108,13 +108,13 @@ def _chip_of(device: Mapping[str, Any]) -> int | None:
 
 
 def moment_option(text: str) -> str | float:
-    """Return what ``--at`` names: ``fullest``, ``first``, ``last``, or seconds after the first moment."""
+    """Return what ``--at`` names: ``fullest``, ``first``, ``last``, or seconds after the first, negative before the last."""
     if text in ("fullest", "first", "last"):
         return text
     try:
         seconds = float(text)
     except ValueError:
-        seconds = -1.0
-    if not 0 <= seconds < 1e9:
-        raise argparse.ArgumentTypeError(f"expected fullest, first, last or seconds after the first, got {text!r}")
+        seconds = float("nan")
+    if not -1e9 < seconds < 1e9:
+        raise argparse.ArgumentTypeError(f"expected fullest, first, last or seconds, got {text!r}")
     return seconds
