@@ -568,3 +568,19 @@ def test_the_demo_takes_no_arguments() -> None:
     script = Path(__file__).parent.parent / "run"
     done = subprocess.run([sys.executable, script, "demo", "--x"], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (2, "./run demo takes no arguments\n")
+
+
+@pytest.mark.parametrize("size", [3, 500])
+def test_damage_at_the_end_is_told_and_a_frame_that_was_not_finished_is_none(
+    recording_file: Path, capsys: pytest.CaptureFixture[str], size: int
+) -> None:
+    whole = recording_file.read_bytes()
+    recording_file.write_bytes(whole[:-size] + b"\0" * size)
+    assert main(["peaks", str(recording_file)]) == 0
+    assert "are damaged and left out" in capsys.readouterr().err
+    recording_file.write_bytes(whole + b"\0" * size)
+    assert main(["peaks", str(recording_file)]) == 0
+    assert f"{size} bytes" in capsys.readouterr().err
+    recording_file.write_bytes(whole[:-size])
+    assert main(["peaks", str(recording_file)]) == 0
+    assert "damaged and" not in capsys.readouterr().err

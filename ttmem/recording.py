@@ -275,8 +275,8 @@ class Recording:
 
     Attributes:
         times_ns: the moment of each frame.
-        damaged_bytes: bytes in the middle of the file that belong to no whole frame.
-        end_bytes: where the last whole frame ends; what comes after was not finished.
+        damaged_bytes: bytes that belong to no whole frame, but for one at the end that was not finished.
+        end_bytes: where the last whole frame ends.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -335,6 +335,16 @@ class Recording:
                 self.times_ns.append(taken_ns)
             at = stop
             self.end_bytes = stop
+        if at < end and not self._unfinished(data, at):
+            self.damaged_bytes += end - at
+
+    @staticmethod
+    def _unfinished(data: mmap.mmap, at: int) -> bool:
+        """Tell whether the end of the file is the beginning of a frame, as a recorder leaves it that is killed."""
+        if at + FRAME.size > len(data):
+            return MARK.startswith(data[at : at + len(MARK)])
+        mark, length, *_ = FRAME.unpack_from(data, at)
+        return bool(mark == MARK and at + FRAME.size + length > len(data))
 
     def __len__(self) -> int:
         return len(self._frames)
