@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import re
@@ -18,6 +17,7 @@ import pytest
 
 import ttmem
 from ttmem.__main__ import main
+from ttmem.cli import top
 from ttmem.dumps import read_live
 from ttmem.frames import MARK
 from ttmem.recording import RecordingWriter
@@ -523,24 +523,6 @@ def handles(pid: int) -> bool:
     return caught is not None and bool(int(caught[1], 16) >> (signal.SIGTERM - 1) & 1)
 
 
-@pytest.mark.parametrize("verb", ["dump", "explain"])
-def test_a_moment_may_be_told_from_the_end(recording_file: Path, capsys: pytest.CaptureFixture[str], verb: str) -> None:
-    assert main([verb, str(recording_file), "--at", "-0.0001", "--json"]) == 0
-
-
-def test_a_moment_before_the_end_is_shown(directory: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    path = directory / "run.ttmem"
-    with ttmem.publish(0) as publisher, RecordingWriter(path) as writer:
-        for second in range(5):
-            publisher.allocate("DRAM", 1024)
-            writer.write(dataclasses.replace(read_live(), taken_ns=10**18 + second * 10**9))
-    used = []
-    for at in ("first", "1", "-1", "last"):
-        assert main(["dump", str(path), "--json", "--at", at]) == 0
-        used.append(json.loads(capsys.readouterr().out)["devices"][0]["memory"]["dram"]["used_bytes"])
-    assert used == [1024, 2048, 4096, 5120]
-
-
 def test_one_device_of_three_is_not_called_most(directory: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = directory / "dump.json"
     sizes = [1024, 2048, 4096]
@@ -584,3 +566,16 @@ def test_damage_at_the_end_is_told_and_a_frame_that_was_not_finished_is_none(
     recording_file.write_bytes(whole[:-size])
     assert main(["peaks", str(recording_file)]) == 0
     assert "damaged and" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ([], "{}"),
+        (["-d", "77"], "{} that -d 77 names"),
+        (["-d", "1,2", "--source", "tt-metal"], "{} by TT-Metal that -d 1,2 names"),
+        (["--replay", "run.ttmem", "-d", "7"], "run.ttmem that -d 7 names"),
+    ],
+)
+def test_top_says_of_which_devices_there_is_none(directory: Path, words: list[str], said: str) -> None:
+    assert top.asked_of(top.build_parser().parse_args(words)) == said.format(directory)

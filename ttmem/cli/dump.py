@@ -84,7 +84,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--at",
         type=moment_option,
         metavar="MOMENT",
-        help="of FILE: fullest (default), first, last, or seconds after the first, negative before the last",
+        help="of FILE: fullest (default), first, last, or seconds after the first",
     )
     add_device(parser)
     add("-L", "--list-devices", action="store_true", help="one line for each device")

@@ -96,9 +96,9 @@ def _timeline(frames: Frames, keep: Callable[[Mapping[str, Any]], bool] | None) 
 
 
 def _index_at(frames: Frames, seconds: float) -> int:
-    """Return the last frame that is not later than so long after the first, or, negative, before the last."""
+    """Return the last frame that is not later than so long after the first."""
+    begin_ns = int(frames.figures(0).get("taken_ns") or 0)
     low, high = 0, len(frames)
-    begin_ns = int(frames.figures(low if seconds >= 0 else high - 1).get("taken_ns") or 0)
     while high - low > 1:
         middle = (low + high) // 2
         taken_ns = int(frames.figures(middle).get("taken_ns") or 0)

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-_PUBLISHERS = {"ttmem": "ttmem", "tt-metal": "TT-Metal"}
+PUBLISHERS = {"ttmem": "ttmem", "tt-metal": "TT-Metal"}
 
 
 class UsageError(Exception):
@@ -75,7 +75,7 @@ def nothing_published(source: str = "auto", *, files: str = "") -> str:
         found = [str(snapshot.device_id) for snapshot in read_host(source=other).devices]
         if found:
             return (
-                f"{_PUBLISHERS[source]} publishes no device in {where}, {_PUBLISHERS[other]} does: {', '.join(found)}; "
+                f"{PUBLISHERS[source]} publishes no device in {where}, {PUBLISHERS[other]} does: {', '.join(found)}; "
                 f"leave out --source {source}"
             )
     return (
@@ -108,13 +108,13 @@ def _chip_of(device: Mapping[str, Any]) -> int | None:
 
 
 def moment_option(text: str) -> str | float:
-    """Return what ``--at`` names: ``fullest``, ``first``, ``last``, or seconds after the first, negative before the last."""
+    """Return what ``--at`` names: ``fullest``, ``first``, ``last``, or seconds after the first moment."""
     if text in ("fullest", "first", "last"):
         return text
     try:
         seconds = float(text)
     except ValueError:
-        seconds = float("nan")
-    if not -1e9 < seconds < 1e9:
-        raise argparse.ArgumentTypeError(f"expected fullest, first, last or seconds, got {text!r}")
+        seconds = -1.0
+    if not 0 <= seconds < 1e9:
+        raise argparse.ArgumentTypeError(f"expected fullest, first, last or seconds after the first, got {text!r}")
     return seconds

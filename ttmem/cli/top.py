@@ -18,7 +18,7 @@ from ttmem.cli import (
     parse,
     seconds_between,
 )
-from ttmem.cli.selection import UsageError, add_device, device_filter
+from ttmem.cli.selection import PUBLISHERS, UsageError, add_device, device_filter
 from ttmem.errors import TtmemError
 
 _INTERVAL = 0.1
@@ -49,6 +49,16 @@ def build_parser() -> argparse.ArgumentParser:
     add("--no-color", action="store_true", help="plain text; so does NO_COLOR")
     add("-V", "--version", action="version", version=f"ttmem {__version__}")
     return parser
+
+
+def asked_of(args: argparse.Namespace) -> str:
+    """Return where devices are looked for, and which: nothing else is meant where none is found."""
+    from ttmem.segment import shm_directory
+
+    where = str(shm_directory()) if args.replay is None else str(args.replay)
+    if args.replay is None and args.source != "auto":
+        where += f" by {PUBLISHERS[args.source]}"
+    return where + (f" that -d {','.join(args.device)} names" if args.device else "")
 
 
 @ends_well("ttmem-top")
@@ -82,7 +92,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     # Only now, so that --help and mistakes cost nothing.
     from ttmem.cli.screens import screen_of
     from ttmem.moments import open_frames
-    from ttmem.segment import shm_directory
     from ttmem.top.model import Model
     from ttmem.top.source import LiveSource, ReplaySource, Sampler, Source
 
@@ -104,7 +113,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         model,
         sampler=Sampler(source, model, interval, share=_SHARE if args.interval is None else 1.0),
         player=player,
-        where=str(shm_directory()),
+        where=asked_of(args),
         color=color,
         unicode=screen_of(sys.stdout).unicode,
         interval=interval,
