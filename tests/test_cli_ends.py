@@ -579,3 +579,10 @@ def test_damage_at_the_end_is_told_and_a_frame_that_was_not_finished_is_none(
 )
 def test_top_says_of_which_devices_there_is_none(directory: Path, words: list[str], said: str) -> None:
     assert top.asked_of(top.build_parser().parse_args(words)) == said.format(directory)
+
+
+def test_a_device_without_a_number_is_not_called_none(dump_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    dump_file.write_text(dump_file.read_text().replace('"device_id": 0', '"device_id": null'))
+    for verb in ("dump", "peaks"):
+        assert main([verb, str(dump_file), "-d", "3"]) == 1
+        assert "no such device: 3; there is N/A" in capsys.readouterr().err

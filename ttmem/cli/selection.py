@@ -6,6 +6,8 @@ import argparse
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+from ttmem.units import NOT_AVAILABLE
+
 PUBLISHERS = {"ttmem": "ttmem", "tt-metal": "TT-Metal"}
 
 
@@ -54,7 +56,8 @@ def absent(wanted: Sequence[str] | None, devices: Sequence[Mapping[str, Any]]) -
 
 def no_such(names: Sequence[str], devices: Sequence[Mapping[str, Any]], what: str = "device") -> str:
     """Return the sentence on names of ``-d`` that are none of the devices."""
-    there = ", ".join(str(device.get("device_id")) for device in devices)
+    numbers = [device.get("device_id") for device in devices]
+    there = ", ".join(NOT_AVAILABLE if number is None else str(number) for number in numbers)
     return f"no such {what}: {', '.join(names)}; there is {there or 'none'}"
 
 
@@ -72,7 +75,8 @@ def nothing_published(source: str = "auto", *, files: str = "") -> str:
         from ttmem.reader import read_host
 
         other = "tt-metal" if source == "ttmem" else "ttmem"
-        found = [str(snapshot.device_id) for snapshot in read_host(source=other).devices]
+        numbers = [snapshot.device_id for snapshot in read_host(source=other).devices]
+        found = [NOT_AVAILABLE if number is None else str(number) for number in numbers]
         if found:
             return (
                 f"{PUBLISHERS[source]} publishes no device in {where}, {PUBLISHERS[other]} does: {', '.join(found)}; "
