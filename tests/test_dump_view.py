@@ -79,6 +79,19 @@ def test_screens_are_as_committed(name: str) -> None:
     assert SCREENS[name] == path.read_text(encoding="utf-8")
 
 
+def test_what_total_l1_lacks_is_named():
+    screen = Screen(width=80, height=None, color=False, unicode=False)
+    account = p150()["l1_accounting"]
+    told = {
+        "unknown without grid, arch, l1_cb_base and l1_small_size": dict.fromkeys(account),
+        "part of it is unknown": {**account, "cb_bytes": None, "free_bytes": None},
+    }
+    for why, accounting in told.items():
+        device = p150(l1_accounting=accounting)
+        text = " ".join(render_devices([device], screen).split())
+        assert f"Total L1: N/A {why}" in text
+
+
 def test_no_golden_screen_is_left_over() -> None:
     # The screens of ttmem-top lie here, too; its own test looks after them.
     assert {path.stem for path in GOLDEN.glob("*.txt") if not path.stem.startswith("top_")} == set(SCREENS)

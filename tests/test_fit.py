@@ -92,6 +92,10 @@ def test_cores_outside_the_grid_do_not_fit(capsys):
     with ttmem.publish(0, **N150):
         found = answer(capsys, "--cb", "1x2048", "--cores", "0-0:8-8", "-d", 0, code=3)
         assert found["devices"][0]["ranges"][0]["outside_grid"] is True
+        assert main(["--cb", "1x2048", "--cores", "0-0:8-8", "-d", "0"]) == 3
+    text = capsys.readouterr().out
+    assert "the grid has 8x8" in text
+    assert "it may hold" not in text
 
 
 def test_a_dump_gives_the_same_answer_as_the_live_device(capsys, tmp_path):

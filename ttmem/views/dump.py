@@ -247,7 +247,13 @@ def _total_lines(device: Device, screen: Screen) -> list[Line]:
     used, total = used_l1(device), get(device, "l1_accounting.total_bytes")
     free = get(device, "l1_accounting.free_bytes")
     if used is None or total is None or free is None:
-        return _figure("Total L1", None, None, ["the device's geometry is unknown"], screen)
+        if total is not None:
+            why = "part of it is unknown"
+        elif device.get("source") == "ttmem":
+            why = "unknown without grid, arch, l1_cb_base and l1_small_size"
+        else:
+            why = "the device's geometry is unknown"
+        return _figure("Total L1", None, None, [why], screen)
     meter = stacked(l1_parts(device), _bar_width(screen), screen)
     remarks = [f"of {format_bytes(total)}", f"free {format_bytes(free)}"]
     return _figure("Total L1", used, total, remarks, screen, meter=meter)

@@ -11,6 +11,7 @@ def render_fit(answer: Fit, screen: Screen) -> str:
     """Return one answer as text."""
     where = "" if answer.room.device_id is None else f"Device {answer.room.device_id}: "
     lines: list[str] = []
+    outside = any(found.outside for found in answer.ranges)
     for found in answer.ranges:
         core = "" if found.binding_core is None else f" (core {found.binding_core.x},{found.binding_core.y} binds)"
         head = f"{where}{found.core_range}: "
@@ -33,8 +34,9 @@ def render_fit(answer: Fit, screen: Screen) -> str:
         zip(answer.specs, answer.addresses, answer.largest, strict=True), 1
     ):
         lines += wrap(
-            f"CB {index}: {format_exact(spec.size)} bytes per core at {address} on {spec.core_ranges}; "
-            + _largest_text(spec, largest),
+            f"CB {index}: {format_exact(spec.size)} bytes per core at {address} on {spec.core_ranges}"
+            # Cores that are not there hold nothing of any size.
+            + ("" if outside else f"; {_largest_text(spec, largest)}"),
             screen,
             first="  ",
             rest="    ",

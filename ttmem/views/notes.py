@@ -12,7 +12,8 @@ from ttmem.views.text import Device, Screen, clean
 _STATES = {
     "idle": ("No process has this device open.", "no process"),
     "stale": (
-        "Only dead processes are left: they count 0 here; what they left is in --processes until gc removes it.",
+        "Only dead processes are left: they count 0 here; what they left is in --processes until it is removed "
+        "(`python -m ttmem doctor` says how).",
         "only dead processes, counted 0",
     ),
     "initializing": ("The source is there but not ready yet.", "not ready yet"),
