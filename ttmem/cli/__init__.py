@@ -9,13 +9,18 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import ParamSpec, TextIO
 
 _P = ParamSpec("_P")
 
 EXIT_DONE, EXIT_NOTHING, EXIT_USAGE, EXIT_CONDITION, EXIT_UNREADABLE = range(5)
 """What every command ends with: done; nothing to read; wrong usage; a condition was found; files there, none readable."""
+
+
+def all_unread(states: Iterable[object]) -> bool:
+    """Tell whether none of what was found could be read, by its states; so of nothing at all."""
+    return all(state in ("foreign-version", "unreadable") for state in states)
 
 
 def seconds_between(lowest: float, highest: float) -> Callable[[str], float]:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ttmem import region, segment
-from ttmem.cli import EXIT_DONE, EXIT_NOTHING, EXIT_UNREADABLE, ends_well, parse, write
+from ttmem.cli import EXIT_DONE, EXIT_NOTHING, EXIT_UNREADABLE, all_unread, ends_well, parse, write
 from ttmem.model import CircularBuffer, Geometry
 from ttmem.pids import ProcessTable, user_name
 from ttmem.reader import Host
@@ -167,8 +167,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         write(_text(directory, files, cost))
     if not files:
         return EXIT_NOTHING
-    unread = all(row["state"] in ("unreadable", "foreign-version") for row in files)
-    return EXIT_UNREADABLE if unread else EXIT_DONE
+    return EXIT_UNREADABLE if all_unread(row["state"] for row in files) else EXIT_DONE
 
 
 def _text(directory: Path, files: list[dict[str, Any]], cost: dict[str, Any] | None) -> str:

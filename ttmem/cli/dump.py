@@ -20,6 +20,7 @@ from ttmem.cli import (
     EXIT_NOTHING,
     EXIT_UNREADABLE,
     EXIT_USAGE,
+    all_unread,
     ends_well,
     holds_nothing,
     parse,
@@ -252,7 +253,7 @@ class _Dump:
     def render(self, snapshots: Sequence[Any], devices: Sequence[Any], now_ns: int, screen: Screen) -> str:
         """Return what stdout gets."""
         args = self.args
-        unread = all(device.get("state") in ("foreign-version", "unreadable") for device in devices)
+        unread = all_unread(device.get("state") for device in devices)
         if self.page is not None and unread and not self.paged and os.path.isfile(args.html):
             # A page that was made before says more than one of nothing.
             self.tell(f"{args.html} is left as it was: there is nothing to show")
@@ -334,7 +335,7 @@ class _Dump:
         missing = absent(args.device, every)
         if missing:
             self.tell(no_such(missing, every))
-        if all(device.get("state") in ("foreign-version", "unreadable") for device in devices):
+        if all_unread(device.get("state") for device in devices):
             return text, EXIT_UNREADABLE
         code = EXIT_DONE
         for condition in conditions:

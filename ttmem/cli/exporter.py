@@ -18,7 +18,7 @@ from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 from ttmem._version import __version__
-from ttmem.cli import EXIT_DONE, EXIT_NOTHING, EXIT_UNREADABLE, EXIT_USAGE, ends_well, parse, write
+from ttmem.cli import EXIT_DONE, EXIT_NOTHING, EXIT_UNREADABLE, EXIT_USAGE, all_unread, ends_well, parse, write
 from ttmem.cli.selection import nothing_published
 from ttmem.views.text import clean
 
@@ -232,8 +232,7 @@ def _once(args: argparse.Namespace, source: Any) -> int:
         text = generate_latest(registry_of(collector)).decode()
     write(text)
     if reading.devices:
-        unread = all(device.state in ("foreign-version", "unreadable") for device in reading.devices)
-        return EXIT_UNREADABLE if unread else EXIT_DONE
+        return EXIT_UNREADABLE if all_unread(device.state for device in reading.devices) else EXIT_DONE
     if reading.found:
         return EXIT_UNREADABLE
     _tell(source.trouble() or nothing_published(args.source))

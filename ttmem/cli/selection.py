@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from ttmem.units import NOT_AVAILABLE
@@ -56,8 +56,7 @@ def absent(wanted: Sequence[str] | None, devices: Sequence[Mapping[str, Any]]) -
 
 def no_such(names: Sequence[str], devices: Sequence[Mapping[str, Any]], what: str = "device") -> str:
     """Return the sentence on names of ``-d`` that are none of the devices."""
-    numbers = [device.get("device_id") for device in devices]
-    there = ", ".join(NOT_AVAILABLE if number is None else str(number) for number in numbers)
+    there = _listed(device.get("device_id") for device in devices)
     return f"no such {what}: {', '.join(names)}; there is {there or 'none'}"
 
 
@@ -75,17 +74,20 @@ def nothing_published(source: str = "auto", *, files: str = "") -> str:
         from ttmem.reader import read_host
 
         other = "tt-metal" if source == "ttmem" else "ttmem"
-        numbers = [snapshot.device_id for snapshot in read_host(source=other).devices]
-        found = [NOT_AVAILABLE if number is None else str(number) for number in numbers]
+        found = _listed(snapshot.device_id for snapshot in read_host(source=other).devices)
         if found:
             return (
-                f"{PUBLISHERS[source]} publishes no device in {where}, {PUBLISHERS[other]} does: {', '.join(found)}; "
+                f"{PUBLISHERS[source]} publishes no device in {where}, {PUBLISHERS[other]} does: {found}; "
                 f"leave out --source {source}"
             )
     return (
         f"no device is published in {where}: {files}start a program that uses ttmem.publish, ttmem-replay CAPTURE --hold, "
         "or TT-Metal with its memory tracking on"
     )
+
+
+def _listed(numbers: Iterable[int | None]) -> str:
+    return ", ".join(NOT_AVAILABLE if number is None else str(number) for number in numbers)
 
 
 def _named(wanted: Sequence[str] | None) -> Iterator[tuple[str, int, bool]]:
