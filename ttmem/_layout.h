@@ -75,6 +75,9 @@ enum { TTM_CB_Y0 = 10, TTM_CB_X1 = 20, TTM_CB_Y1 = 30, TTM_CB_KIND = 40, TTM_CB_
  * (CB) or buffers of the type there were then. */
 enum ttm_peak_word { TTM_PEAK_BYTES = 0, TTM_PEAK_NS, TTM_PEAK_ID, TTM_PEAK_COUNT, TTM_PEAK_NAME };
 
+/* Of a buffer's row, in its second word above the type's 8 bits: it is there, and which of its figures are known. */
+enum ttm_buffer_flag { TTM_BUFFER_LIVE = 1, TTM_BUFFER_ADDRESS = 2, TTM_BUFFER_BANK = 4 };
+
 /* What a reader should know of the figures as a whole. */
 enum ttm_note {
     TTM_NOTE_PROGRAMS_BEFORE = 1, /* programs that were laid out before the writer began to follow are not known */

@@ -62,6 +62,9 @@ cdef extern from "_layout.h" nogil:
         TTM_CB_Y1
         TTM_CB_KIND
         TTM_CB_FIRST
+        TTM_BUFFER_LIVE
+        TTM_BUFFER_ADDRESS
+        TTM_BUFFER_BANK
         TTM_NOTE_PROGRAMS_BEFORE
         TTM_NOTE_BUFFERS_BEFORE
         TTM_NOTE_WINDOWED

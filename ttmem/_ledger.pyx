@@ -22,6 +22,9 @@ from libc.string cimport memcmp, memcpy, memset
 
 from ttmem._core cimport Footprint, Intervals
 from ttmem._layout cimport (
+    TTM_BUFFER_ADDRESS,
+    TTM_BUFFER_BANK,
+    TTM_BUFFER_LIVE,
     TTM_BUFFER_NAMES,
     TTM_BUFFER_ROWS,
     TTM_BUFFERS,
@@ -766,7 +769,7 @@ cdef class Ledger:
 
         Args:
             buffer_type: TT-Metal's number, 0 to 4.
-            flags: 2 if the address is known, 4 if the size per bank is.
+            flags: TTM_BUFFER_ADDRESS if the address is known, TTM_BUFFER_BANK if the size per bank is.
             footprint: where it lies on the cores, a reference of it that goes over on success; NULL if that is not known.
         """
         cdef Buffer *buffer
@@ -787,7 +790,7 @@ cdef class Ledger:
         else:
             total = self.block.record(TTM_BUFFERS, buffer.slot)
             total[0] = id
-            total[1] = buffer_type | (flags | 1) << 8
+            total[1] = buffer_type | (flags | TTM_BUFFER_LIVE) << 8
             total[2] = size
             total[3] = address
             total[4] = size_per_bank
@@ -800,7 +803,7 @@ cdef class Ledger:
             total[1] = total[0]
             self.note_peak(TTM_T_DRAM + buffer_type, total[0], id, total[2], name, name_bytes)
         if buffer_type == TTM_T_L1_SMALL - TTM_T_DRAM:
-            if flags & 6 == 6:
+            if flags & TTM_BUFFER_ADDRESS and flags & TTM_BUFFER_BANK:
                 # The end first: 0 says that there was no buffer yet.
                 total[3] = address if total[4] == 0 else min(total[3], address)
                 total[4] = max(total[4], address + size_per_bank)

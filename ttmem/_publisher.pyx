@@ -19,6 +19,8 @@ from libc.stdint cimport uint32_t, uint64_t
 
 from ttmem._core cimport CbRange, Footprint, Intervals
 from ttmem._layout cimport (
+    TTM_BUFFER_ADDRESS,
+    TTM_BUFFER_BANK,
     TTM_CB_FIRST,
     TTM_CB_KIND,
     TTM_CB_X1,
@@ -599,7 +601,7 @@ cdef class Publisher(Ledger):
                 lies.end = <uint32_t> (first + per_bank)
                 lies.mask = <const uint64_t *> <const char *> mask
                 footprint = self.intern(self.l1, &lies, 1)
-        flags = (address is not None) << 1 | (size_per_bank is not None) << 2
+        flags = (TTM_BUFFER_ADDRESS if address is not None else 0) | (TTM_BUFFER_BANK if size_per_bank is not None else 0)
         text = utf8_prefix(name, TTM_NAME_BYTES)
         ttm_lock_acquire(&self.lock)
         number = self.next_id

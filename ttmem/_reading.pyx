@@ -15,6 +15,9 @@ from libc.string cimport memcpy, memset
 
 from ttmem._layout cimport (
     TTM_BLOCK_DEVICE,
+    TTM_BUFFER_ADDRESS,
+    TTM_BUFFER_BANK,
+    TTM_BUFFER_LIVE,
     TTM_BUFFER_NAMES,
     TTM_BUFFERS,
     TTM_CB_CLASS,
@@ -707,11 +710,11 @@ cdef class BlockReading:
         for i in range(self.rows[TTM_BUFFERS]):
             row = self.line(TTM_BUFFERS, i)
             flags = row[1] >> 8
-            if not self.valid[TTM_BUFFERS][i] or not flags & 1:
+            if not self.valid[TTM_BUFFERS][i] or not flags & TTM_BUFFER_LIVE:
                 continue
             found.append((
-                row[0], row[1] & 0xFF, row[2], row[3] if flags & 2 else None, row[4] if flags & 4 else None, row[5], row[6],
-                self.name(TTM_BUFFER_NAMES, i),
+                row[0], row[1] & 0xFF, row[2], row[3] if flags & TTM_BUFFER_ADDRESS else None,
+                row[4] if flags & TTM_BUFFER_BANK else None, row[5], row[6], self.name(TTM_BUFFER_NAMES, i),
             ))
         return found
 

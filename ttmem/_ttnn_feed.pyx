@@ -23,6 +23,8 @@ from ttmem._hook_events cimport (
     ttm_program_record,
 )
 from ttmem._layout cimport (
+    TTM_BUFFER_ADDRESS,
+    TTM_BUFFER_BANK,
     TTM_CB_FIRST,
     TTM_CB_KIND,
     TTM_CB_X1,
@@ -41,8 +43,6 @@ cdef enum:
     TYPES = 5                   # TT-Metal's buffer types
     TYPE_L1 = 1
     TYPE_L1_SMALL = 3
-    ADDRESS_KNOWN = 2           # flags of a published buffer
-    BANK_KNOWN = 4
 
 cdef uint64_t OWN_IDS = <uint64_t> 1 << 40     # ids that are not TT-Metal's start here
 cdef uint64_t MOST_BYTES = <uint64_t> 1 << 62
@@ -119,7 +119,7 @@ cdef class Feed:
     cdef void buffer_allocate(self, const ttm_buffer_record *buffer) noexcept nogil:
         cdef Footprint *footprint = NULL
         cdef CbRange range_
-        cdef uint64_t flags = ADDRESS_KNOWN
+        cdef uint64_t flags = TTM_BUFFER_ADDRESS
         cdef bint in_l1 = buffer.type == TYPE_L1 or buffer.type == TYPE_L1_SMALL
         # L1_SMALL lies in a region of its own, which l1_accounting counts whole.
         cdef bint covers = buffer.type == TYPE_L1 and buffer.size_per_bank != 0
@@ -132,7 +132,7 @@ cdef class Feed:
         if self.ledger.enter() != 0:
             return
         if in_l1:
-            flags |= BANK_KNOWN
+            flags |= TTM_BUFFER_BANK
         if covers:
             range_.begin = <uint32_t> buffer.address
             range_.end = <uint32_t> (buffer.address + buffer.size_per_bank)
